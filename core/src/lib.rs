@@ -1,0 +1,2 @@
+//! The routing decision of `ext_registry`, pure.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! `ext_registry`: puts the core next to the tables.
+pgrx::pg_module_magic!();

@@ -1,0 +1,1 @@
+//! The harness: private Postgres, nats-server, bridge, foreign clients.
