@@ -1,1 +1,30 @@
-//! The harness: private Postgres, nats-server, bridge, foreign clients.
+//! What the whole-system tests run on: real servers, private to the test, gone when it ends.
+//!
+//! - [`Postgres`]: a cluster of its own with `ext_registry` preloaded; [`Database`] a fresh database in it
+//! - [`Nats`]: a real nats-server
+//! - [`Bridge`]: the `ext-bridge` binary, [`Services`]: the reference services it calls
+//! - [`python`]: a virtual environment for services that share no code with ours
+//!
+//! Everything listens on 127.0.0.1 on a free port. Everything is stopped and removed when its value is dropped, and
+//! by the [`reaper`] when the test process ends in any other way. Nothing waits by sleeping for a fixed time: see
+//! [`wait`].
+//!
+//! The binaries come from `make install bridge services`; a test that misses one says so and fails.
+
+pub mod bridge;
+pub mod http;
+pub mod nats;
+pub mod places;
+pub mod ports;
+pub mod postgres;
+pub mod process;
+pub mod python;
+pub mod reaper;
+pub mod services;
+pub mod wait;
+
+pub use bridge::Bridge;
+pub use nats::Nats;
+pub use postgres::{Database, Postgres, Session, Shutdown};
+pub use services::Services;
+pub use wait::{eventually, wait_until};

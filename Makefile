@@ -1,0 +1,58 @@
+# `make help` lists the targets. PG_CONFIG=/path/to/pg_config chooses the Postgres, CARGO_TARGET_DIR another target/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CARGO ?= cargo
+# Asked only where a recipe needs it: `make help` and `make setup` work without a Postgres.
+PG_CONFIG_PATH = $(shell scripts/pg-config)
+PG_MAJOR = $(shell scripts/pg-config --major)
+# The extension is built for one Postgres major, named by a cargo feature.
+PG_FEATURE = --no-default-features --features pg$(PG_MAJOR)
+# With no right to write into Postgres's own directories, cargo-pgrx asks sudo.
+INSTALL_SUDO = $(shell test -w "$$($(PG_CONFIG_PATH) --pkglibdir)" || echo --sudo)
+PURE_CRATES = -p ext_registry_core -p ext-bridge -p ext_registry_tests
+
+.PHONY: help setup install bridge services run demo test bench lint fmt clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## install what is missing (Postgres 15 with headers, libclang, nats-server, cargo-pgrx); silent when all is there
+	@scripts/setup.sh
+
+install: setup ## build the extension and install it into the Postgres of PG_CONFIG
+	$(CARGO) pgrx install --release --package ext_registry --pg-config $(PG_CONFIG_PATH) $(PG_FEATURE) $(INSTALL_SUDO)
+
+bridge: ## build target/release/ext-bridge
+	$(CARGO) build --release -p ext-bridge --bin ext-bridge
+
+services: ## build the reference services of the four example extensions
+	$(CARGO) build --release -p ext-bridge --example reference_services
+
+run: install bridge services ## everything on free ports, with a tour of it; stays until Ctrl-C
+	@scripts/demo.sh --stay
+
+demo: install bridge services ## the same tour, checked step by step; ends by itself
+	@scripts/demo.sh
+
+test: setup install bridge services ## every test: core, bridge, and the whole system against real servers
+	$(CARGO) test $(PURE_CRATES)
+
+bench: install bridge services ## the figures of speed, side by side with what they are compared to
+	@bench/run.sh
+
+lint: install ## formatting, clippy with warnings as errors, licences of dependencies, safety of the SQL
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(PURE_CRATES) --all-targets -- -D warnings
+	$(CARGO) clippy -p ext_registry $(PG_FEATURE) -- -D warnings
+	@scripts/lint-dependencies.sh
+	@scripts/lint-sql.sh
+
+fmt: ## format the Rust sources
+	$(CARGO) fmt --all
+
+clean: ## remove everything that was built, the tools of `make setup` under target/ too
+	$(CARGO) clean

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# pgspot over the installed install script: search_path of every function, objects that others could create beforehand.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+pg_config=$("$root/scripts/pg-config")
+version=$(sed -nE 's/^version *= *"(.*)"$/\1/p' "$root/Cargo.toml" | head -n 1)
+script=$("$pg_config" --sharedir)/extension/ext_registry--$version.sql
+[[ -f $script ]] || die "$script is missing; run 'make install' first"
+venv=$("$root/scripts/venv" pgspot)
+"$venv/bin/pgspot" --append <(echo) "$script"

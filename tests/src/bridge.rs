@@ -1,0 +1,158 @@
+//! The `ext-bridge` binary as a running process, and as a command.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::process::{Directory, Server};
+use crate::{Database, Nats, Postgres, http, places, ports};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A running bridge; ended when dropped.
+#[derive(Debug)]
+pub struct Bridge {
+    server: Server,
+    http: SocketAddr,
+    grpc: SocketAddr,
+    _directory: Directory,
+}
+
+impl Bridge {
+    /// `ext-bridge serve` between `nats` and a database; returns when it is ready. `flags` come last.
+    pub fn start(nats: &Nats, database: &Database<'_>, flags: &[&str]) -> Self {
+        Self::start_on(nats, database.cluster(), database.name(), flags)
+    }
+
+    /// The same for a database by name, where the cluster is stopped and started meanwhile.
+    pub fn start_on(nats: &Nats, cluster: &Postgres, database: &str, flags: &[&str]) -> Self {
+        let mut command = command_on(nats, cluster, database);
+        command.env("EXTENSION_REGISTRY_SOURCE", "database");
+        Self::serve(command, flags)
+    }
+
+    /// `ext-bridge serve` without Postgres, on the repository's fixtures.
+    pub fn start_on_fixtures(nats: &Nats, flags: &[&str]) -> Self {
+        let mut command = bare_command(nats);
+        command.env("EXTENSION_REGISTRY_SOURCE", "fixtures");
+        command.current_dir(places::root());
+        Self::serve(command, flags)
+    }
+
+    fn serve(mut command: Command, flags: &[&str]) -> Self {
+        let directory = Directory::new("bridge-", None);
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let (http, grpc) = (local(ports::free()), local(ports::free()));
+        command
+            .arg("serve")
+            .args(["--http", &http.to_string(), "--grpc", &grpc.to_string()])
+            .args(flags);
+        let mut server = Server::start(
+            "ext-bridge",
+            &mut command,
+            &directory.path().join("log"),
+            Signal::SIGKILL,
+        );
+        server.await_ready(DEADLINE, |_| {
+            http::get(http, "/readyz").is_ok_and(|(status, _)| status == 200)
+        });
+        Self {
+            server,
+            http,
+            grpc,
+            _directory: directory,
+        }
+    }
+
+    /// Where `/metrics`, `/healthz` and `/readyz` are.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Where the gRPC services are.
+    pub fn grpc(&self) -> SocketAddr {
+        self.grpc
+    }
+
+    /// Status of `/readyz`; 0 when nobody listens.
+    pub fn readiness(&self) -> u16 {
+        http::get(self.http, "/readyz").map_or(0, |(status, _)| status)
+    }
+
+    /// The text of `/metrics`.
+    pub fn metrics(&self) -> String {
+        let (status, body) = http::get(self.http, "/metrics").expect("the bridge listens");
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+
+    /// The value of a series of `/metrics`, named as there, labels included; `None` when there is none.
+    pub fn metric(&self, series: &str) -> Option<f64> {
+        self.metrics()
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// All it has logged so far.
+    pub fn log(&self) -> String {
+        self.server.log()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.server.pid()
+    }
+
+    /// SIGTERM; returns when it has drained and ended.
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.server.stop(Signal::SIGTERM, DEADLINE)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.server.stop(Signal::SIGKILL, DEADLINE);
+    }
+}
+
+/// Runs `ext-bridge` with `arguments` against `nats` and a database, to its end.
+pub fn run(nats: &Nats, database: &Database<'_>, arguments: &[&str], stdin: &str) -> Output {
+    use std::io::Write as _;
+
+    let mut child = command_on(nats, database.cluster(), database.name())
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("ext-bridge can be started");
+    // A command that does not read its input closes it; that is its right.
+    let _: std::io::Result<()> = child.stdin.take().expect("a pipe").write_all(stdin.as_bytes());
+    child.wait_with_output().expect("our own child")
+}
+
+fn command_on(nats: &Nats, cluster: &Postgres, database: &str) -> Command {
+    let mut command = bare_command(nats);
+    command
+        .env("EXTENSION_REGISTRY_DB_HOST", "127.0.0.1")
+        .env("EXTENSION_REGISTRY_DB_PORT", cluster.port().to_string())
+        .env("EXTENSION_REGISTRY_DB_NAME", database)
+        .env("EXTENSION_REGISTRY_DB_USER", "postgres");
+    command
+}
+
+/// The binary, with no setting but NATS: what the caller's environment says must not reach a test.
+fn bare_command(nats: &Nats) -> Command {
+    let mut command = Command::new(places::built("ext-bridge", "bridge"));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if ["EXT_BRIDGE_", "EXTENSION_REGISTRY_", "PG"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+        {
+            command.env_remove(name.as_ref());
+        }
+    }
+    command.env("NATS_URL", nats.url());
+    command
+}
