@@ -1,0 +1,278 @@
+//! Routing rules: which requests a version serves.
+//!
+//! A rule set is a JSON object; all of its keys must hold. It is parsed and refused when a row is written, and compiled once
+//! per session; matching allocates nothing for strings and booleans.
+//!
+//! | value in the rule | holds when the context's value |
+//! |---|---|
+//! | scalar | equals it |
+//! | list | equals one of it; `[]` never holds |
+//! | `null` | is absent or null |
+//! | object | satisfies every operator in it, see [`crate::operators`] |
+//!
+//! A key is a key of the context, or a dotted path into it where no key has that literal name.
+
+use std::collections::HashSet;
+
+use serde_json::Value as Json;
+use thiserror::Error;
+
+use crate::context::{Context, Value};
+use crate::decimal::Decimal;
+use crate::ident::shorten;
+use crate::operators::{self, Operator};
+
+/// A rule set that may not enter the registry. `Display` names the key and the value.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("routing rule{}: {message}", if .key.is_empty() { String::new() } else { format!(" for key \"{}\"", shorten(.key)) })]
+pub struct RuleError {
+    /// The key of the rule set that is wrong; empty where the whole is.
+    pub key: String,
+    message: String,
+    hint: &'static str,
+}
+
+impl RuleError {
+    pub(crate) fn new(key: &str, message: String, hint: &'static str) -> Self {
+        Self { key: key.to_owned(), message, hint }
+    }
+
+    /// What a valid rule looks like.
+    pub fn hint(&self) -> &'static str {
+        self.hint
+    }
+}
+
+const VALUE_HINT: &str =
+    "A rule is a scalar (equality), a list of scalars (any of), null (absent), or an object of operators.";
+
+/// A compiled rule set.
+#[derive(Debug, Default)]
+pub struct RuleSet {
+    conditions: Box<[Condition]>,
+}
+
+/// One key of a rule set.
+#[derive(Debug)]
+pub struct Condition {
+    key: Box<str>,
+    /// The key split at its dots, where it has any.
+    path: Option<Box<[Box<str>]>>,
+    test: Test,
+}
+
+#[derive(Debug)]
+enum Test {
+    Never,
+    Absent,
+    AnyOf(Scalars),
+    Operators(Box<[Operator]>),
+}
+
+/// A set of scalars of mixed types, looked up by value.
+#[derive(Debug, Default)]
+pub(crate) struct Scalars {
+    /// Few strings are compared one by one, many are hashed.
+    few: Box<[Box<str>]>,
+    many: HashSet<Box<str>>,
+    numbers: HashSet<Decimal>,
+    booleans: [bool; 2],
+    null: bool,
+}
+
+impl RuleSet {
+    /// Compiles a rule set. Errors name the key; nothing is guessed.
+    pub fn parse(rules: &Json) -> Result<Self, RuleError> {
+        let Some(object) = rules.as_object() else {
+            return Err(RuleError::new("", format!("{} is not an object", brief(rules)), "Rules are a JSON object such as {\"tenant_id\": [\"t1\", \"t2\"]}; {} matches everything."));
+        };
+        let conditions = object.iter().map(|(key, value)| Condition::parse(key, value)).collect::<Result<_, _>>()?;
+        Ok(Self { conditions })
+    }
+
+    /// The number of keys: more keys win over fewer.
+    pub fn specificity(&self) -> usize {
+        self.conditions.len()
+    }
+
+    /// Whether every key holds.
+    pub fn matches<C: Context + ?Sized>(&self, context: &C) -> bool {
+        self.first_mismatch(context).is_none()
+    }
+
+    /// The first condition that does not hold.
+    pub fn first_mismatch<C: Context + ?Sized>(&self, context: &C) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| !condition.holds(context))
+    }
+
+    /// Whether no request at all can match: some key has an empty list.
+    pub fn never_matches(&self) -> bool {
+        self.conditions.iter().any(|condition| matches!(condition.test, Test::Never))
+    }
+}
+
+impl Condition {
+    fn parse(key: &str, value: &Json) -> Result<Self, RuleError> {
+        if key.is_empty() {
+            return Err(RuleError::new(key, "the key is empty".to_owned(), "Name a key of the context, such as tenant_id."));
+        }
+        let test = match value {
+            Json::Null => Test::Absent,
+            Json::Array(list) if list.is_empty() => Test::Never,
+            Json::Array(list) => Test::AnyOf(Scalars::parse(key, list)?),
+            Json::Object(object) => Test::Operators(operators::parse(key, object)?),
+            scalar => Test::AnyOf(Scalars::parse(key, std::slice::from_ref(scalar))?),
+        };
+        let path = key.contains('.').then(|| key.split('.').map(Into::into).collect());
+        Ok(Self { key: key.into(), path, test })
+    }
+
+    /// The key as the rule set names it.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The value this condition looks at; `None` where the context has none.
+    pub fn value<'c, C: Context + ?Sized>(&self, context: &'c C) -> Option<Value<'c>> {
+        match &self.path {
+            None => context.get(&self.key),
+            Some(path) => context.get(&self.key).or_else(|| context.get_path(path)),
+        }
+    }
+
+    fn holds<C: Context + ?Sized>(&self, context: &C) -> bool {
+        match &self.test {
+            Test::Never => false,
+            Test::Absent => matches!(self.value(context), None | Some(Value::Null)),
+            Test::AnyOf(scalars) => scalars.contains(&self.value(context).unwrap_or(Value::Null)),
+            Test::Operators(operators) => {
+                let value = self.value(context).unwrap_or(Value::Null);
+                operators.iter().all(|operator| operator.holds(&value))
+            }
+        }
+    }
+}
+
+impl Scalars {
+    /// Up to this many strings are compared one by one; a hash costs about as much.
+    const FEW: usize = 6;
+
+    pub(crate) fn parse(key: &str, list: &[Json]) -> Result<Self, RuleError> {
+        let mut strings: HashSet<Box<str>> = HashSet::new();
+        let mut scalars = Self::default();
+        for item in list {
+            match item {
+                Json::Null => scalars.null = true,
+                Json::Bool(b) => scalars.booleans[usize::from(*b)] = true,
+                Json::String(s) => {
+                    strings.insert(s.as_str().into());
+                }
+                Json::Number(n) => {
+                    scalars.numbers.insert(decimal(key, n)?);
+                }
+                Json::Array(_) | Json::Object(_) => {
+                    return Err(RuleError::new(key, format!("{} is no scalar", brief(item)), VALUE_HINT));
+                }
+            }
+        }
+        if strings.len() <= Self::FEW {
+            scalars.few = strings.into_iter().collect();
+        } else {
+            scalars.many = strings;
+        }
+        Ok(scalars)
+    }
+
+    pub(crate) fn contains(&self, value: &Value<'_>) -> bool {
+        match value {
+            Value::Str(s) if self.many.is_empty() => self.few.iter().any(|one| **one == **s),
+            Value::Str(s) => self.many.contains(&**s),
+            Value::Bool(b) => self.booleans[usize::from(*b)],
+            Value::Null => self.null,
+            Value::Number(_) if self.numbers.is_empty() => false,
+            Value::Number(n) => Decimal::parse(n).is_some_and(|n| self.numbers.contains(&n)),
+            Value::Composite => false,
+        }
+    }
+}
+
+/// The number of a rule, exactly.
+pub(crate) fn decimal(key: &str, number: &serde_json::Number) -> Result<Decimal, RuleError> {
+    Decimal::parse(&number.to_string())
+        .ok_or_else(|| RuleError::new(key, format!("the number {number} is out of range"), VALUE_HINT))
+}
+
+/// A value as an error message shows it.
+pub(crate) fn brief(value: &Json) -> String {
+    shorten(&value.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn holds(rules: Json, context: Json) -> bool {
+        RuleSet::parse(&rules).unwrap().matches(context.as_object().unwrap())
+    }
+
+    #[test]
+    fn the_four_forms() {
+        assert!(holds(json!({}), json!({})));
+        assert!(holds(json!({"t": "a"}), json!({"t": "a"})));
+        assert!(!holds(json!({"t": "a"}), json!({"t": "b"})));
+        assert!(!holds(json!({"t": "a"}), json!({})));
+        assert!(holds(json!({"t": ["a", "b"]}), json!({"t": "b"})));
+        assert!(!holds(json!({"t": []}), json!({"t": "a"})));
+        assert!(!holds(json!({"t": []}), json!({})));
+        assert!(holds(json!({"t": null}), json!({})));
+        assert!(holds(json!({"t": null}), json!({"t": null})));
+        assert!(!holds(json!({"t": null}), json!({"t": 0})));
+        assert!(!holds(json!({"a": 1, "b": 2}), json!({"a": 1})));
+        assert!(holds(json!({"a": 1, "b": true}), json!({"a": 1.0, "b": true})));
+        assert!(!holds(json!({"a": 1}), json!({"a": "1"})));
+        assert!(!holds(json!({"a": "x"}), json!({"a": ["x"]})));
+    }
+
+    #[test]
+    fn a_literal_key_wins_over_a_path() {
+        assert!(holds(json!({"user.plan": "pro"}), json!({"user": {"plan": "pro"}})));
+        assert!(!holds(json!({"user.plan": "pro"}), json!({"user": {"plan": "pro"}, "user.plan": "free"})));
+        assert!(holds(json!({"a.b.c": 1}), json!({"a": {"b": {"c": 1}}})));
+        assert!(!holds(json!({"a.b.c": 1}), json!({"a": {"b": 1}})));
+    }
+
+    #[test]
+    fn what_is_refused_is_named() {
+        for (rules, part) in [
+            (json!([1]), "[1]"),
+            (json!("x"), "\"x\""),
+            (json!({"tenant_id": [["x"]]}), "tenant_id"),
+            (json!({"tenant_id": {"like": "x"}}), "like"),
+            (json!({"tenant_id": {}}), "tenant_id"),
+            (json!({"": 1}), "empty"),
+        ] {
+            let error = RuleSet::parse(&rules).unwrap_err();
+            assert!(error.to_string().contains(part), "{error}");
+            assert!(!error.hint().is_empty());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_list_is_any_of_its_scalars(list in prop::collection::vec("[a-f]{1,3}", 0..12), value in "[a-f]{1,3}") {
+            let expected = list.contains(&value);
+            prop_assert_eq!(holds(json!({"k": list}), json!({"k": value})), expected);
+        }
+
+        #[test]
+        fn more_keys_never_match_more(a in "[ab]", b in "[ab]", x in "[ab]", y in "[ab]") {
+            let context = json!({"k": x, "l": y});
+            if holds(json!({"k": a, "l": b}), context.clone()) {
+                let fewer = holds(json!({"k": a}), context);
+                prop_assert!(fewer);
+            }
+        }
+    }
+}

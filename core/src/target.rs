@@ -1,0 +1,270 @@
+//! Everything that changes on a call, for one target: a version or an instance.
+//!
+//! A [`Target`] is plain atomics without pointers, so that it may lie in shared memory or on the heap; all zero bytes are a target that has
+//! seen nothing. What survives a restart is written as [`Target::snapshot`] and put back by [`Target::restore`]; the latencies of the last
+//! minutes travel apart, minute by minute.
+
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
+
+use thiserror::Error;
+
+use crate::breaker::{Breaker, SharedSettings};
+use crate::histogram::LatencyRing;
+use crate::outcome::{CIRCUIT_OPEN, Outcome, RETRIES, Verdict};
+
+/// Counters of a target: the seven outcomes, refusals by an open breaker, retries.
+pub const COUNTERS: usize = 9;
+/// Longest latency, in microseconds; longer ones count as this: 5 minutes.
+pub const MAX_LATENCY_US: u64 = 300_000_000;
+
+/// Health of one version or one instance.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Target {
+    /// The circuit breaker; unused for an instance.
+    pub breaker: Breaker,
+    /// The breaker's settings, for reports.
+    pub settings: SharedSettings,
+    /// Turns of weighted round robin taken so far.
+    turns: AtomicU64,
+    /// Calls sent and not yet accounted for.
+    in_flight: AtomicU64,
+    counts: [AtomicU64; COUNTERS],
+    last_success_us: AtomicU64,
+    last_failure_us: AtomicU64,
+    /// Last latency plus one; 0 = none.
+    last_latency_us: AtomicU64,
+    updated_us: AtomicU64,
+    /// Peak-EWMA of the latency in microseconds, and when it was last touched.
+    ewma_us: AtomicU64,
+    ewma_at_us: AtomicU64,
+    /// Latencies and outcomes of the last minutes.
+    pub latency: LatencyRing,
+}
+
+/// A snapshot that cannot be read back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("unreadable snapshot of a target: {0}")]
+pub struct SnapshotError(&'static str);
+
+/// The minute of a time in microseconds.
+pub fn minute(now_us: u64) -> u64 {
+    now_us / 60_000_000
+}
+
+impl Target {
+    /// Counts one attempt. The latency counts where the outcome has one; a retry is one more attempt after the first.
+    pub fn record(&self, outcome: Outcome, latency_us: u64, retries: u32, now_us: u64) {
+        let minute = minute(now_us);
+        self.counts[outcome as usize].fetch_add(1, Relaxed);
+        self.latency.count_outcome(minute, outcome as usize, 1);
+        if retries > 0 {
+            self.counts[RETRIES].fetch_add(u64::from(retries), Relaxed);
+            self.latency.count_outcome(minute, RETRIES, retries);
+        }
+        if outcome.has_latency() {
+            let latency_us = latency_us.min(MAX_LATENCY_US);
+            self.latency.record(minute, latency_us);
+            self.last_latency_us.store(latency_us + 1, Relaxed);
+            self.touch_ewma(latency_us, now_us);
+        }
+        match outcome.verdict() {
+            Verdict::Success => self.last_success_us.store(now_us, Relaxed),
+            Verdict::Failure => self.last_failure_us.store(now_us, Relaxed),
+            Verdict::Neutral => {}
+        }
+        self.updated_us.store(now_us, Relaxed);
+    }
+
+    /// Counts one refusal by the open breaker.
+    pub fn record_refusal(&self, now_us: u64) {
+        self.counts[CIRCUIT_OPEN].fetch_add(1, Relaxed);
+        self.latency.count_outcome(minute(now_us), CIRCUIT_OPEN, 1);
+    }
+
+    /// Takes the next turn of weighted round robin.
+    pub fn take_turn(&self) -> u64 {
+        self.turns.fetch_add(1, Relaxed)
+    }
+
+    /// The turn that would be taken next.
+    pub fn next_turn(&self) -> u64 {
+        self.turns.load(Relaxed)
+    }
+
+    /// One more call under way. Also pins the target: see the host's table.
+    pub fn begin(&self) {
+        self.in_flight.fetch_add(1, AcqRel);
+    }
+
+    /// One call less under way.
+    pub fn end(&self) {
+        // Never below zero, whatever a restart in between made of it.
+        let _ = self.in_flight.fetch_update(AcqRel, Acquire, |n| n.checked_sub(1));
+    }
+
+    /// Calls under way.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Acquire)
+    }
+
+    /// Outcomes since the statistics were last reset, in the order of [`Outcome`], then refusals and retries.
+    pub fn counts(&self) -> [u64; COUNTERS] {
+        std::array::from_fn(|i| self.counts[i].load(Relaxed))
+    }
+
+    /// Time of the last success, in microseconds since the Unix epoch.
+    pub fn last_success_us(&self) -> Option<u64> {
+        Some(self.last_success_us.load(Relaxed)).filter(|at| *at > 0)
+    }
+
+    /// Time of the last failure.
+    pub fn last_failure_us(&self) -> Option<u64> {
+        Some(self.last_failure_us.load(Relaxed)).filter(|at| *at > 0)
+    }
+
+    /// The last latency, in microseconds.
+    pub fn last_latency_us(&self) -> Option<u64> {
+        self.last_latency_us.load(Relaxed).checked_sub(1)
+    }
+
+    /// Time of the last outcome.
+    pub fn updated_us(&self) -> Option<u64> {
+        Some(self.updated_us.load(Relaxed)).filter(|at| *at > 0)
+    }
+
+    /// Peak-EWMA (Finagle): rises to a higher latency at once, decays towards lower ones within about ten seconds.
+    fn touch_ewma(&self, latency_us: u64, now_us: u64) {
+        let before = self.ewma_us.load(Relaxed);
+        let elapsed = now_us.saturating_sub(self.ewma_at_us.swap(now_us, Relaxed));
+        let next = if latency_us >= before {
+            latency_us
+        } else {
+            let keep = (-(elapsed as f64) / 10e6).exp();
+            (before as f64 * keep + latency_us as f64 * (1.0 - keep)) as u64
+        };
+        // Lost updates between sessions only delay it.
+        self.ewma_us.store(next, Relaxed);
+    }
+
+    /// Expected latency times calls under way: what `least_latency` compares.
+    pub fn load(&self) -> u128 {
+        u128::from(self.ewma_us.load(Relaxed).max(1)) * u128::from(self.in_flight() + 1)
+    }
+
+    fn words(&self) -> impl Iterator<Item = u64> {
+        let own = [
+            &self.turns,
+            &self.last_success_us,
+            &self.last_failure_us,
+            &self.last_latency_us,
+            &self.updated_us,
+            &self.ewma_us,
+            &self.ewma_at_us,
+        ];
+        self.breaker
+            .words()
+            .chain(own.into_iter().map(|word| word.load(Relaxed)))
+            .chain(self.counts.iter().map(|word| word.load(Relaxed)))
+    }
+
+    const WORDS: usize = Breaker::WORDS + 7 + COUNTERS;
+    const FORMAT: u8 = 1;
+
+    /// What must survive a restart, as bytes: a format number, then position (2 bytes) and value (8 bytes, little-endian) of each word that is not zero.
+    pub fn snapshot(&self) -> Vec<u8> {
+        let mut bytes = vec![Self::FORMAT];
+        for (position, word) in self.words().enumerate().filter(|(_, word)| *word != 0) {
+            bytes.extend_from_slice(&(position as u16).to_le_bytes());
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Puts a snapshot back. Only while nobody else uses the target. On an error the target is unchanged.
+    pub fn restore(&self, bytes: &[u8]) -> Result<(), SnapshotError> {
+        let (format, rest) = bytes.split_first().ok_or(SnapshotError("it is empty"))?;
+        if *format != Self::FORMAT {
+            return Err(SnapshotError("unknown format"));
+        }
+        let mut words = [0u64; Self::WORDS];
+        for entry in rest.chunks(10) {
+            let (Some(position), Some(word)) = (entry.first_chunk::<2>(), entry.last_chunk::<8>()) else {
+                return Err(SnapshotError("it is cut short"));
+            };
+            if entry.len() != 10 {
+                return Err(SnapshotError("it is cut short"));
+            }
+            let place = words.get_mut(usize::from(u16::from_le_bytes(*position)));
+            *place.ok_or(SnapshotError("a position is out of range"))? = u64::from_le_bytes(*word);
+        }
+        let (breaker, rest) = words.split_at(Breaker::WORDS);
+        let (own, counts) = rest.split_at(7);
+        self.breaker.restore(breaker.iter().copied());
+        let places = [
+            &self.turns,
+            &self.last_success_us,
+            &self.last_failure_us,
+            &self.last_latency_us,
+            &self.updated_us,
+            &self.ewma_us,
+            &self.ewma_at_us,
+        ];
+        for (place, word) in places.into_iter().chain(&self.counts).zip(own.iter().chain(counts)) {
+            place.store(*word, Relaxed);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOW: u64 = 1_800_000_000_000_000;
+
+    #[test]
+    fn outcomes_are_counted_once_each() {
+        let target = Target::default();
+        for outcome in Outcome::ALL {
+            target.record(outcome, 1500, 0, NOW);
+        }
+        target.record(Outcome::Success, u64::MAX, 2, NOW);
+        target.record_refusal(NOW);
+        assert_eq!(target.counts(), [2, 1, 1, 1, 1, 1, 1, 1, 2]);
+        assert_eq!(target.last_latency_us(), Some(MAX_LATENCY_US));
+        assert_eq!(target.last_success_us(), Some(NOW));
+    }
+
+    #[test]
+    fn in_flight_never_goes_below_zero() {
+        let target = Target::default();
+        target.end();
+        target.begin();
+        assert_eq!(target.in_flight(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn a_snapshot_restores(outcomes in prop::collection::vec((0usize..7, 0u64..1_000_000), 0..50)) {
+            let (target, copy) = (Target::default(), Target::default());
+            for (outcome, latency) in outcomes {
+                target.record(Outcome::ALL[outcome], latency, 1, NOW);
+                target.take_turn();
+            }
+            copy.restore(&target.snapshot()).unwrap();
+            prop_assert_eq!(copy.words().collect::<Vec<_>>(), target.words().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn hostile_snapshots_are_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Target::default().restore(&bytes);
+            if let Some(first) = bytes.first_mut() { *first = 1; }
+            let _ = Target::default().restore(&bytes);
+        }
+    }
+}
