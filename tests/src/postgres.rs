@@ -17,7 +17,7 @@ use crate::places;
 use crate::ports;
 use crate::process::{Directory, Server, Unprivileged, read_lossy};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// How a cluster is stopped, in the words of `pg_ctl -m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

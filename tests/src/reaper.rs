@@ -6,7 +6,7 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock};
 
 /// Processes are remembered with their start time, so that a recycled process id is left alone.
@@ -34,18 +34,20 @@ for dir in "${!dirs[@]}"; do rm -rf "$dir"; done
 "#;
 
 fn tell(line: &str) {
-    static REAPER: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
-    let stdin = REAPER.get_or_init(|| {
-        let mut child = Command::new("bash")
+    // Never waited for: it ends after this process.
+    static REAPER: OnceLock<Mutex<Child>> = OnceLock::new();
+    let reaper = REAPER.get_or_init(|| {
+        let child = Command::new("bash")
             .args(["-c", SCRIPT])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("bash can be started");
-        Mutex::new(child.stdin.take().expect("its standard input is a pipe"))
+        Mutex::new(child)
     });
-    let mut stdin = stdin.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut reaper = reaper.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let stdin = reaper.stdin.as_mut().expect("its standard input is a pipe");
     writeln!(stdin, "{line}").expect("the reaper reads");
 }
 

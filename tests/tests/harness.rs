@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use ext_registry_tests::{Nats, Postgres, Shutdown, eventually, python, wait_until};
+use tokio_postgres::error::DbError;
 
 /// The harness needs no extension for these, so that it can be judged apart from it.
 const PLAIN: &[&str] = &["shared_preload_libraries = ''"];
@@ -45,10 +46,7 @@ async fn notices_are_kept() {
     let session = cluster.connect("postgres").await;
     session.run("do $$ begin raise notice 'hello'; end $$").await;
     let notices = session.take_notices();
-    assert_eq!(
-        notices.iter().map(|notice| notice.message()).collect::<Vec<_>>(),
-        ["hello"]
-    );
+    assert_eq!(notices.iter().map(DbError::message).collect::<Vec<_>>(), ["hello"]);
     assert_eq!(session.error_of("select 1/0").await.code().code(), "22012");
 }
 
