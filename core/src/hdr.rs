@@ -112,7 +112,9 @@ impl Hdr {
     /// One minute of a live ring. Each of its buckets goes to the lower of the two it is divided into here, which
     /// keeps a quantile within 0.79 % of the sample it stands for.
     pub fn from_snapshot(snapshot: &MinuteSnapshot) -> Self {
-        let mut hdr = Self { counts: Vec::with_capacity(snapshot.buckets.len()) };
+        let mut hdr = Self {
+            counts: Vec::with_capacity(snapshot.buckets.len()),
+        };
         for &(index, count) in &snapshot.buckets {
             hdr.record_n(lowest(index.into()), count.into());
         }
@@ -150,7 +152,8 @@ impl Hdr {
         self.counts.reserve(mine.len().max(other.counts.len()));
         let (mut a, mut b) = (mine.into_iter().peekable(), other.counts.iter().copied().peekable());
         while let (Some(&(x, n)), Some(&(y, m))) = (a.peek(), b.peek()) {
-            self.counts.push(if x == y { (x, add(n, m)) } else { (x, n).min((y, m)) });
+            self.counts
+                .push(if x == y { (x, add(n, m)) } else { (x, n).min((y, m)) });
             a.next_if(|_| x <= y);
             b.next_if(|_| y <= x);
         }
@@ -194,10 +197,13 @@ impl Hdr {
     }
 
     /// The mean in milliseconds, each sample taken as the median of its bucket (`getMean` of the Java
-    /// implementation): at most 0.4 % off for recorded samples, 0.8 % for those of a snapshot. `None` when empty.
+    /// implementation): at most 0.4 % off for recorded samples, 1.2 % for those of a snapshot. `None` when empty.
     pub fn mean_ms(&self) -> Option<f64> {
         let median = |bucket: Bucket| bucket.lowest_us + (bucket.highest_us - bucket.lowest_us).div_ceil(2);
-        let sum: f64 = self.buckets().map(|bucket| median(bucket) as f64 * bucket.count as f64).sum();
+        let sum: f64 = self
+            .buckets()
+            .map(|bucket| median(bucket) as f64 * bucket.count as f64)
+            .sum();
         let count: f64 = self.buckets().map(|bucket| bucket.count as f64).sum();
         (count > 0.0).then(|| ms(sum / count))
     }
@@ -249,7 +255,11 @@ impl Hdr {
             counts.push((index as u32, count));
             next = index + 1;
         }
-        if input.is_empty() { Ok(Self { counts }) } else { Err(HdrError::Corrupt(next)) }
+        if input.is_empty() {
+            Ok(Self { counts })
+        } else {
+            Err(HdrError::Corrupt(next))
+        }
     }
 
     /// The HdrHistogram V2 compressed encoding in base64 (`HISTFAAA...`).
@@ -257,15 +267,17 @@ impl Hdr {
         let mut payload = Vec::new();
         let mut next = 0;
         for &(index, count) in &self.counts {
-            if index > next {
-                write_zigzag(&mut payload, -i64::from(index - next));
+            match index - next {
+                0 => {}
+                1 => write_zigzag(&mut payload, 0),
+                empty => write_zigzag(&mut payload, -i64::from(empty)),
             }
             write_zigzag(&mut payload, count as i64);
             next = index + 1;
         }
         if payload.is_empty() {
-            // The Java implementation always writes the first bucket.
-            write_zigzag(&mut payload, -1);
+            // The other implementations always write the first bucket.
+            write_zigzag(&mut payload, 0);
         }
 
         let mut encoded = Vec::with_capacity(HEADER_BYTES + payload.len());
@@ -279,7 +291,10 @@ impl Hdr {
         encoded.extend(payload);
 
         let mut zlib = ZlibEncoder::new(Vec::new(), Compression::default());
-        let packed = zlib.write_all(&encoded).and_then(|()| zlib.finish()).expect("a Vec takes all bytes");
+        let packed = zlib
+            .write_all(&encoded)
+            .and_then(|()| zlib.finish())
+            .expect("a Vec takes all bytes");
         let mut compressed = Vec::with_capacity(8 + packed.len());
         compressed.extend(COMPRESSED_COOKIE.to_be_bytes());
         compressed.extend((packed.len() as u32).to_be_bytes());
@@ -303,7 +318,9 @@ impl Hdr {
         let length = u32::from_be_bytes(*take(&mut input)?) as usize;
         let packed = input.get(..length).ok_or(HdrError::Truncated)?;
         let mut encoded = Vec::new();
-        ZlibDecoder::new(packed).take(MAX_DECODED_BYTES as u64 + 1).read_to_end(&mut encoded)?;
+        ZlibDecoder::new(packed)
+            .take(MAX_DECODED_BYTES as u64 + 1)
+            .read_to_end(&mut encoded)?;
         if encoded.len() > MAX_DECODED_BYTES {
             return Err(HdrError::TooLarge);
         }

@@ -13,17 +13,17 @@
 //! under, and a word with another tag is worth 0 and replaced by whoever next adds to it. Tags are handed out by
 //! the slot (one more per movement), not derived from the minute, so an idle day or a clock that steps back cannot
 //! bring an old tag to life. A tag repeats after 256 movements; each movement renews 1/32 of the cells, so that no
-//! cell lags by more than 32 tags, and "older" and "newer" are plain circular comparisons.
+//! cell lags by more than 32 tags.
 //!
 //! Exact, with any number of recorders, also across a change of minute: every sample is in one cell, every outcome
 //! and retry counted once, sums and maxima exact. The limits:
 //! - a cell saturates at 2^24 - 1 samples (a bucket of a minute), a sum or outcome at 2^56 - 1;
 //! - a sample whose slot was moved on between the reading of the clock and the recording (four minutes or more) is
-//!   counted in the newer minute, or lost if the movement falls between two of its instructions;
+//!   counted in the newer minute, or lost if the movement falls into the recording itself;
 //! - a movement costs about 60 atomic operations, once per slot and minute, for one of the recorders; the others
 //!   do not wait for it. Everything else is one to three atomic operations, retried only when another recorder
 //!   replaced the same word in between.
-//! - a reader sees every sample that was recorded before it began; of those recorded meanwhile some, and its sum may
+//! - a reader sees every sample that was recorded before it began, and some of those recorded meanwhile; its sum may
 //!   be ahead of its counts by the recordings under way.
 //!
 //! All-zero bytes are a valid empty ring, so it may lie in fresh shared memory.
@@ -122,10 +122,19 @@ pub(crate) fn rank(q: f64, n: u64) -> u64 {
     ((q.clamp(0.0, 1.0).next_down() * n as f64).ceil() as u64).clamp(1, n.max(1))
 }
 
-/// Whether `tag` was handed out after `than` (circular: true for 1 to 127 movements later).
-#[inline]
-fn newer(tag: u8, than: u8) -> bool {
-    (tag.wrapping_sub(than) as i8) > 0
+/// The right to write to a slot: the tag it had when it was entered.
+struct Turn<'a> {
+    tag: u8,
+    at: &'a AtomicU64,
+}
+
+impl Turn<'_> {
+    /// Whether a word with the tag `held` may be replaced: unless that tag was handed out later than ours.
+    /// Tags are compared on a circle, so "later" (1 to 127 movements) is only believed if the slot has in fact moved
+    /// on; whoever has seen a word with a later tag sees that too.
+    fn replaces(&self, held: u8) -> bool {
+        held.wrapping_sub(self.tag) as i8 <= 0 || self.at.load(Ordering::Acquire) as u8 == self.tag
+    }
 }
 
 /// An atomic word of a tag (the upper 8 bits) and a value that saturates.
@@ -156,31 +165,29 @@ macro_rules! tagged {
                 if Self::tag(word) == tag { word & Self::MAX } else { 0 }
             }
 
-            /// Adds, saturating. False, and nothing done, if the word has a newer tag.
+            /// Adds, saturating. False, and nothing done, if the slot has moved on.
             #[inline]
-            fn add(&self, tag: u8, n: $int) -> bool {
+            fn add(&self, turn: &Turn<'_>, n: $int) -> bool {
                 let word = self.0.load(Ordering::Acquire);
-                if Self::tag(word) == tag && word & Self::MAX <= Self::ROOMY && n <= Self::STEP {
+                if Self::tag(word) == turn.tag && word & Self::MAX <= Self::ROOMY && n <= Self::STEP {
                     self.0.fetch_add(n, Ordering::Release);
                     return true;
                 }
-                self.change(tag, |value| Some(value.saturating_add(n)))
+                self.change(turn, |value| value.saturating_add(n))
             }
 
-            /// Replaces the value under this tag (0 if the word has an older one) by what `f` makes of it;
-            /// `None` leaves it. False, and nothing done, if the word has a newer tag.
+            /// Replaces the value under this turn's tag (0 if the word has an older one) by what `f` makes of it.
+            /// False, and nothing done, if the slot has moved on.
             #[cold]
-            fn change(&self, tag: u8, f: impl Fn($int) -> Option<$int>) -> bool {
+            fn change(&self, turn: &Turn<'_>, f: impl Fn($int) -> $int) -> bool {
                 let mut word = self.0.load(Ordering::Acquire);
                 loop {
                     let held = Self::tag(word);
-                    if newer(held, tag) {
+                    if !turn.replaces(held) {
                         return false;
                     }
-                    let Some(value) = f(if held == tag { word & Self::MAX } else { 0 }) else {
-                        return true;
-                    };
-                    let next = Self::pack(tag, value);
+                    let value = if held == turn.tag { word & Self::MAX } else { 0 };
+                    let next = Self::pack(turn.tag, f(value));
                     match self.0.compare_exchange_weak(word, next, Ordering::AcqRel, Ordering::Acquire) {
                         Ok(_) => return true,
                         Err(now) => word = now,
@@ -188,20 +195,9 @@ macro_rules! tagged {
                 }
             }
 
-            /// Gives a word with an older tag this one, and the value 0.
-            fn renew(&self, tag: u8) {
-                let mut word = self.0.load(Ordering::Acquire);
-                while newer(tag, Self::tag(word)) {
-                    match self.0.compare_exchange_weak(
-                        word,
-                        Self::pack(tag, 0),
-                        Ordering::AcqRel,
-                        Ordering::Acquire,
-                    ) {
-                        Ok(_) => return,
-                        Err(now) => word = now,
-                    }
-                }
+            /// Gives the word this turn's tag, unless the slot has moved on.
+            fn renew(&self, turn: &Turn<'_>) {
+                self.change(turn, |value| value);
             }
         }
     };
@@ -218,14 +214,11 @@ tagged! {
 }
 
 impl Word {
-    /// Raises to at least `value`. False, and nothing done, if the word has a newer tag.
+    /// Raises to at least `value`. False, and nothing done, if the slot has moved on.
     #[inline]
-    fn raise(&self, tag: u8, value: u64) -> bool {
+    fn raise(&self, turn: &Turn<'_>, value: u64) -> bool {
         let word = self.0.load(Ordering::Acquire);
-        if Self::tag(word) == tag && word & Self::MAX >= value {
-            return true;
-        }
-        self.change(tag, |max| (max < value).then_some(value))
+        (Self::tag(word) == turn.tag && word & Self::MAX >= value) || self.change(turn, |max| max.max(value))
     }
 }
 
@@ -257,51 +250,56 @@ impl Default for Slot {
 }
 
 impl Slot {
-    /// The tag under which to write for `minute`, moving the slot on to it if need be.
+    /// A turn to write for `minute`, moving the slot on to it if need be.
     #[inline]
-    fn enter(&self, minute: u64) -> u8 {
+    fn enter(&self, minute: u64) -> Turn<'_> {
         let at = self.at.load(Ordering::Acquire);
-        if at >> 8 == minute + 1 { at as u8 } else { self.move_to(minute, at) }
+        if at >> 8 == minute + 1 {
+            self.turn(at)
+        } else {
+            self.move_to(minute, at)
+        }
+    }
+
+    fn turn(&self, at: u64) -> Turn<'_> {
+        Turn {
+            tag: at as u8,
+            at: &self.at,
+        }
     }
 
     /// A slot one lap ahead stays where it is: its minute also takes what comes late. Further ahead means that the
     /// clock was set back, and the slot follows it.
     #[cold]
-    fn move_to(&self, minute: u64, mut at: u64) -> u8 {
+    fn move_to(&self, minute: u64, mut at: u64) -> Turn<'_> {
         const FURTHER: u64 = 2 * SUB_WINDOWS as u64;
         while (at >> 8).wrapping_sub(minute + 1) >= FURTHER {
             match self.retag(at, minute + 1) {
-                Ok(tag) => return tag,
+                Ok(turn) => return turn,
                 Err(now) => at = now,
             }
         }
-        at as u8
+        self.turn(at)
     }
 
     /// Puts a new tag on the slot, and so empties it.
-    fn retag(&self, at: u64, minute_plus_one: u64) -> Result<u8, u64> {
-        let tag = (at as u8).wrapping_add(1);
-        self.at.compare_exchange(
-            at,
-            minute_plus_one << 8 | u64::from(tag),
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        )?;
-        self.sum_us.renew(tag);
-        self.max_us.renew(tag);
-        self.outcomes.iter().for_each(|word| word.renew(tag));
-        let part = usize::from(tag) % PARTS;
+    fn retag(&self, at: u64, minute_plus_one: u64) -> Result<Turn<'_>, u64> {
+        let next = (minute_plus_one << 8) | u64::from((at as u8).wrapping_add(1));
+        self.at
+            .compare_exchange(at, next, Ordering::AcqRel, Ordering::Acquire)?;
+        let turn = self.turn(next);
+        let words = [&self.sum_us, &self.max_us].into_iter().chain(&self.outcomes);
+        words.for_each(|word| word.renew(&turn));
+        let part = usize::from(turn.tag) % PARTS;
         let cells = self.cells.chunks(BUCKETS.div_ceil(PARTS)).nth(part);
-        cells.into_iter().flatten().for_each(|cell| cell.renew(tag));
-        Ok(tag)
+        cells.into_iter().flatten().for_each(|cell| cell.renew(&turn));
+        Ok(turn)
     }
 
-    /// Writes one word for `minute`: again with the newer tag if the slot moves on meanwhile.
+    /// Writes under one tag: what was written under an older one is void, so all of it again if the slot moves on.
     #[inline]
-    fn write(&self, minute: u64, tag: &mut u8, word: impl Fn(u8) -> bool) {
-        while !word(*tag) {
-            *tag = self.enter(minute);
-        }
+    fn write(&self, minute: u64, words: impl Fn(&Turn<'_>) -> bool) {
+        while !words(&self.enter(minute)) {}
     }
 }
 
@@ -326,19 +324,18 @@ impl LatencyRing {
     pub fn record(&self, minute: u64, us: u64) {
         let us = us.min(MAX_US);
         let slot = self.slot(minute);
-        let mut tag = slot.enter(minute);
+        let cell = &slot.cells[index_of(us)];
         // The cell comes last: whoever sees the sample there also sees the maximum and the sum it belongs to.
-        slot.write(minute, &mut tag, |tag| slot.max_us.raise(tag, us));
-        slot.write(minute, &mut tag, |tag| slot.sum_us.add(tag, us));
-        slot.write(minute, &mut tag, |tag| slot.cells[index_of(us)].add(tag, 1));
+        slot.write(minute, |turn| {
+            slot.max_us.raise(turn, us) && slot.sum_us.add(turn, us) && cell.add(turn, 1)
+        });
     }
 
     /// Adds `n` to an outcome counter (0 to [`OUTCOMES`] - 1; panics beyond).
     #[inline]
     pub fn count_outcome(&self, minute: u64, which: usize, n: u32) {
         let slot = self.slot(minute);
-        let mut tag = slot.enter(minute);
-        slot.write(minute, &mut tag, |tag| slot.outcomes[which].add(tag, n.into()));
+        slot.write(minute, |turn| slot.outcomes[which].add(turn, n.into()));
     }
 
     /// What a minute holds so far; empty if its slot holds another minute (also when it moves on during the reading).
@@ -361,7 +358,11 @@ impl LatencyRing {
             outcomes: array::from_fn(|which| slot.outcomes[which].get(tag)),
         };
         fence(Ordering::Acquire);
-        if slot.at.load(Ordering::Relaxed) == at { snapshot } else { MinuteSnapshot::default() }
+        if slot.at.load(Ordering::Relaxed) == at {
+            snapshot
+        } else {
+            MinuteSnapshot::default()
+        }
     }
 
     /// Adds a snapshot to a minute, as after a restart. False, and nothing added, if the slot already holds a later
@@ -372,18 +373,17 @@ impl LatencyRing {
         if slot.at.load(Ordering::Acquire) >> 8 > minute + 1 {
             return false;
         }
-        let mut tag = slot.enter(minute);
-        let max_us = snapshot.max_us.min(MAX_US);
-        slot.write(minute, &mut tag, |tag| slot.max_us.raise(tag, max_us));
-        slot.write(minute, &mut tag, |tag| slot.sum_us.add(tag, snapshot.sum_us));
-        for (word, &n) in slot.outcomes.iter().zip(&snapshot.outcomes) {
-            slot.write(minute, &mut tag, |tag| word.add(tag, n));
-        }
-        for &(index, count) in &snapshot.buckets {
-            if let Some(cell) = slot.cells.get(usize::from(index)) {
-                slot.write(minute, &mut tag, |tag| cell.add(tag, count));
-            }
-        }
+        slot.write(minute, |turn| {
+            let outcomes = slot.outcomes.iter().zip(snapshot.outcomes);
+            let cells = snapshot
+                .buckets
+                .iter()
+                .filter_map(|&(index, n)| Some((slot.cells.get(usize::from(index))?, n)));
+            slot.max_us.raise(turn, snapshot.max_us.min(MAX_US))
+                && slot.sum_us.add(turn, snapshot.sum_us)
+                && outcomes.into_iter().all(|(word, n)| word.add(turn, n))
+                && cells.into_iter().all(|(cell, n)| cell.add(turn, n))
+        });
         true
     }
 
@@ -391,25 +391,8 @@ impl LatencyRing {
     /// four before it. Minutes after `now_minute` are left out.
     pub fn summary(&self, now_minute: u64, counts: &mut Counts) {
         counts.clear();
-        let oldest = now_minute.saturating_sub(SUB_WINDOWS as u64 - 1);
-        for slot in &self.slots {
-            let at = slot.at.load(Ordering::Acquire);
-            let Some(minute) = (at >> 8).checked_sub(1).filter(|m| (oldest..=now_minute).contains(m)) else {
-                continue;
-            };
-            let tag = at as u8;
-            let mut samples = 0;
-            for (sum, cell) in counts.buckets.iter_mut().zip(&slot.cells) {
-                let count = u64::from(cell.get(tag));
-                *sum += count;
-                samples += count;
-            }
-            if samples > 0 {
-                counts.total += samples;
-                counts.sum_us += slot.sum_us.get(tag);
-                counts.max_us = counts.max_us.max(slot.max_us.get(tag));
-                counts.oldest_minute = Some(counts.oldest_minute.map_or(minute, |m| m.min(minute)));
-            }
+        for minute in now_minute.saturating_sub(SUB_WINDOWS as u64 - 1)..=now_minute {
+            counts.add_minute(minute, &self.minute_snapshot(minute));
         }
     }
 
@@ -464,7 +447,13 @@ pub struct Counts {
 
 impl Default for Counts {
     fn default() -> Self {
-        Self { buckets: Box::new([0; BUCKETS]), total: 0, sum_us: 0, max_us: 0, oldest_minute: None }
+        Self {
+            buckets: Box::new([0; BUCKETS]),
+            total: 0,
+            sum_us: 0,
+            max_us: 0,
+            oldest_minute: None,
+        }
     }
 }
 
@@ -473,6 +462,22 @@ impl Counts {
     pub fn clear(&mut self) {
         self.buckets.fill(0);
         (self.total, self.sum_us, self.max_us, self.oldest_minute) = (0, 0, 0, None);
+    }
+
+    /// Adds a minute of a ring. Buckets beyond the layout are left out.
+    pub fn add_minute(&mut self, minute: u64, snapshot: &MinuteSnapshot) {
+        if snapshot.buckets.is_empty() {
+            return;
+        }
+        for &(index, count) in &snapshot.buckets {
+            if let Some(sum) = self.buckets.get_mut(usize::from(index)) {
+                *sum = sum.saturating_add(count.into());
+                self.total = self.total.saturating_add(count.into());
+            }
+        }
+        self.sum_us = self.sum_us.saturating_add(snapshot.sum_us);
+        self.max_us = self.max_us.max(snapshot.max_us);
+        self.oldest_minute = Some(self.oldest_minute.map_or(minute, |oldest| oldest.min(minute)));
     }
 
     /// Adds another histogram (of another target, say). Saturates at 2^64 - 1.

@@ -57,8 +57,8 @@ fn close(estimate: f64, exact: f64, tolerance: f64) -> bool {
 
 /// Latencies as they come: one service, two speeds, a long tail, anything, all the same.
 fn samples() -> impl Strategy<Value = Vec<u64>> {
-    let tail = (0.0..1.0_f64).prop_map(|u| (200.0 * (1.0 - u).powf(-1.5)) as u64);
-    let log_uniform = (0.0..=19.6_f64).prop_map(|log| log.exp() as u64);
+    let tail = (0.0..1.0_f64).prop_map(|u| ((200.0 * (1.0 - u).powf(-1.5)) as u64).min(MAX_US));
+    let log_uniform = (0.0..=19.6_f64).prop_map(|log| (log.exp() as u64).min(MAX_US));
     prop_oneof![
         vec(800..1200_u64, 1..400),
         vec(prop_oneof![9 => 300..600_u64, 1 => 40_000..90_000_u64], 1..400),
@@ -89,19 +89,33 @@ fn reference_text(histogram: &Histogram<u64>) -> String {
 }
 
 fn read_reference(text: &str) -> Histogram<u64> {
-    Deserializer::new().deserialize(&mut STANDARD.decode(text).unwrap().as_slice()).unwrap()
+    Deserializer::new()
+        .deserialize(&mut STANDARD.decode(text).unwrap().as_slice())
+        .unwrap()
 }
 
 #[test]
 fn layout() {
-    assert_eq!((index_of(0), lowest(0), index_of(MAX_US), index_of(u64::MAX)), (0, 0, BUCKETS - 1, BUCKETS - 1));
+    assert_eq!(
+        (index_of(0), lowest(0), index_of(MAX_US), index_of(u64::MAX)),
+        (0, 0, BUCKETS - 1, BUCKETS - 1)
+    );
     assert_eq!(highest(BUCKETS - 1), MAX_US);
     for index in 0..BUCKETS {
         assert_eq!((index_of(lowest(index)), index_of(highest(index))), (index, index));
-        assert!(index == 0 || lowest(index) == highest(index - 1) + 1, "bucket {index} leaves a gap");
-        assert!(index >= 128 || lowest(index) == highest(index), "bucket {index} is not exact");
+        assert!(
+            index == 0 || lowest(index) == highest(index - 1) + 1,
+            "bucket {index} leaves a gap"
+        );
+        assert!(
+            index >= 128 || lowest(index) == highest(index),
+            "bucket {index} is not exact"
+        );
         for end in [lowest(index), highest(index)] {
-            assert!(close(representative(index), end as f64, TOLERANCE), "bucket {index}: {end}");
+            assert!(
+                close(representative(index), end as f64, TOLERANCE),
+                "bucket {index}: {end}"
+            );
         }
     }
 }
@@ -111,7 +125,14 @@ fn milliseconds() {
     for ms in [f64::NAN, -0.001, f64::NEG_INFINITY] {
         assert_eq!(us_from_ms(ms), None);
     }
-    for (ms, us) in [(0.0, 0), (-0.0, 0), (0.001, 1), (1.2344, 1234), (3e5, MAX_US), (f64::INFINITY, MAX_US)] {
+    for (ms, us) in [
+        (0.0, 0),
+        (-0.0, 0),
+        (0.001, 1),
+        (1.2344, 1234),
+        (3e5, MAX_US),
+        (f64::INFINITY, MAX_US),
+    ] {
         assert_eq!(us_from_ms(ms), Some(us));
     }
 }
@@ -120,10 +141,16 @@ fn milliseconds() {
 fn empty() {
     let (ring, hdr) = (ring(), Hdr::new());
     let counts = summary(&ring, NOW);
-    assert_eq!((counts.total(), counts.quantile(0.5), counts.mean_ms(), counts.max_ms()), (0, None, None, None));
+    assert_eq!(
+        (counts.total(), counts.quantile(0.5), counts.mean_ms(), counts.max_ms()),
+        (0, None, None, None)
+    );
     assert_eq!(counts.oldest_minute(), None);
     assert!(ring.minute_snapshot(NOW).is_empty() && ring.minute_snapshot(0).is_empty());
-    assert_eq!((hdr.count(), hdr.quantile(0.5), hdr.mean_ms(), hdr.max_ms()), (0, None, None, None));
+    assert_eq!(
+        (hdr.count(), hdr.quantile(0.5), hdr.mean_ms(), hdr.max_ms()),
+        (0, None, None, None)
+    );
     assert_eq!(Hdr::from_bytes(&hdr.to_bytes()).unwrap(), hdr);
     assert_eq!(Hdr::from_text(&hdr.to_text()).unwrap(), hdr);
     assert_eq!(read_reference(&hdr.to_text()).len(), 0);
@@ -136,8 +163,14 @@ fn five_minutes_and_no_more() {
     for minute in NOW..NOW + 5 {
         ring.record(minute, 1000 * (minute - NOW + 1));
     }
-    assert_eq!((summary(&ring, NOW + 4).total(), summary(&ring, NOW + 4).oldest_minute()), (5, Some(NOW)));
-    assert_eq!((summary(&ring, NOW + 6).total(), summary(&ring, NOW + 6).oldest_minute()), (3, Some(NOW + 2)));
+    assert_eq!(
+        (summary(&ring, NOW + 4).total(), summary(&ring, NOW + 4).oldest_minute()),
+        (5, Some(NOW))
+    );
+    assert_eq!(
+        (summary(&ring, NOW + 6).total(), summary(&ring, NOW + 6).oldest_minute()),
+        (3, Some(NOW + 2))
+    );
     assert_eq!(summary(&ring, NOW + 2).total(), 3, "minutes to come are left out");
     assert_eq!(summary(&ring, NOW + 9).total(), 0);
     ring.record(NOW + 5, 7);
@@ -145,7 +178,13 @@ fn five_minutes_and_no_more() {
     assert_eq!(summary(&ring, NOW + 5).max_ms(), Some(5.0));
     // An outcome alone is no latency.
     ring.count_outcome(NOW + 20, 7, 1);
-    assert_eq!((summary(&ring, NOW + 20).oldest_minute(), ring.minute_snapshot(NOW + 20).outcomes[7]), (None, 1));
+    assert_eq!(
+        (
+            summary(&ring, NOW + 20).oldest_minute(),
+            ring.minute_snapshot(NOW + 20).outcomes[7]
+        ),
+        (None, 1)
+    );
 }
 
 /// A cell that is written once and then left alone while its slot moves on must never count again, however often
@@ -173,7 +212,10 @@ fn every_reset_empties() {
         ring.record(NOW, 1000);
         ring.record(NOW + 1, lowest(round));
         ring.count_outcome(NOW, 3, 2);
-        assert_eq!((summary(&ring, NOW + 1).total(), ring.minute_snapshot(NOW).outcomes[3]), (2, 2));
+        assert_eq!(
+            (summary(&ring, NOW + 1).total(), ring.minute_snapshot(NOW).outcomes[3]),
+            (2, 2)
+        );
         ring.reset();
         assert_eq!(summary(&ring, NOW + 1).total(), 0);
         assert!(ring.minute_snapshot(NOW).is_empty() && ring.minute_snapshot(NOW + 1).is_empty());
@@ -187,7 +229,11 @@ fn late_recordings_and_clocks_set_back() {
     ring.record(NOW, 20);
     ring.count_outcome(NOW, 1, 1);
     let snapshot = ring.minute_snapshot(NOW + 5);
-    assert_eq!((snapshot.samples(), snapshot.outcomes[1]), (2, 1), "one lap late: counted in the later minute");
+    assert_eq!(
+        (snapshot.samples(), snapshot.outcomes[1]),
+        (2, 1),
+        "one lap late: counted in the later minute"
+    );
     ring.record(NOW - 60, 30);
     assert_eq!(summary(&ring, NOW - 60).total(), 1, "an hour back: the clock was set");
     for round in 1..300 {
@@ -199,11 +245,17 @@ fn late_recordings_and_clocks_set_back() {
 #[test]
 fn saturation() {
     let ring = ring();
-    let near = MinuteSnapshot { buckets: vec![(index_of(900) as u16, MAX_CELL - 5)], ..MinuteSnapshot::default() };
+    let near = MinuteSnapshot {
+        buckets: vec![(index_of(900) as u16, MAX_CELL - 5)],
+        ..MinuteSnapshot::default()
+    };
     assert!(ring.load_minute(NOW, &near));
     (0..100).for_each(|_| ring.record(NOW, 900));
     ring.record(NOW, 901);
-    assert_eq!(ring.minute_snapshot(NOW).buckets, [(index_of(900) as u16, MAX_CELL), (index_of(901) as u16, 1)][..1]);
+    assert_eq!(
+        ring.minute_snapshot(NOW).buckets,
+        [(index_of(900) as u16, MAX_CELL), (index_of(901) as u16, 1)][..1]
+    );
 }
 
 #[test]
@@ -211,7 +263,13 @@ fn a_cell_counts_every_step_past_its_middle() {
     let ring = ring();
     let start = MAX_CELL / 2 - 1000;
     let bucket = index_of(900) as u16;
-    ring.load_minute(NOW, &MinuteSnapshot { buckets: vec![(bucket, start)], ..MinuteSnapshot::default() });
+    ring.load_minute(
+        NOW,
+        &MinuteSnapshot {
+            buckets: vec![(bucket, start)],
+            ..MinuteSnapshot::default()
+        },
+    );
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| (0..1000).for_each(|_| ring.record(NOW, 900)));
@@ -223,13 +281,25 @@ fn a_cell_counts_every_step_past_its_middle() {
 #[test]
 fn load_minute_refuses_what_is_over_and_ignores_unknown_buckets() {
     let ring = ring();
-    let snapshot =
-        MinuteSnapshot { buckets: vec![(3, 4), (u16::MAX, 9)], sum_us: 12, max_us: u64::MAX, outcomes: [2; OUTCOMES] };
+    let snapshot = MinuteSnapshot {
+        buckets: vec![(3, 4), (u16::MAX, 9)],
+        sum_us: 12,
+        max_us: u64::MAX,
+        outcomes: [2; OUTCOMES],
+    };
     ring.record(NOW, 1);
     assert!(!ring.load_minute(NOW - 5, &snapshot) && !ring.load_minute(NOW - 500, &snapshot));
     assert!(ring.load_minute(NOW, &snapshot) && ring.load_minute(NOW + 1, &snapshot));
     let loaded = ring.minute_snapshot(NOW);
-    assert_eq!(loaded, MinuteSnapshot { buckets: vec![(1, 1), (3, 4)], sum_us: 13, max_us: MAX_US, ..snapshot });
+    assert_eq!(
+        loaded,
+        MinuteSnapshot {
+            buckets: vec![(1, 1), (3, 4)],
+            sum_us: 13,
+            max_us: MAX_US,
+            ..snapshot
+        }
+    );
 }
 
 /// Eight recorders across a change of minute, each with its own idea of when it happens, and slots that move on
@@ -259,14 +329,12 @@ fn nothing_is_lost_between_recorders() {
         });
         let ended = ring.minute_snapshot(minute);
         let begun = ring.minute_snapshot(minute + 1);
-        let expected: BTreeMap<usize, u64> =
-            (0..RECORDERS).flat_map(|r| (0..EACH).map(move |i| index_of(value(r, i)))).fold(
-                BTreeMap::new(),
-                |mut map, index| {
-                    *map.entry(index).or_default() += 1;
-                    map
-                },
-            );
+        let expected: BTreeMap<usize, u64> = (0..RECORDERS)
+            .flat_map(|r| (0..EACH).map(move |i| index_of(value(r, i))))
+            .fold(BTreeMap::new(), |mut map, index| {
+                *map.entry(index).or_default() += 1;
+                map
+            });
         let mut both = BTreeMap::<usize, u64>::new();
         for (index, count) in ended.buckets.iter().chain(&begun.buckets) {
             *both.entry(usize::from(*index)).or_default() += u64::from(*count);
@@ -289,7 +357,7 @@ fn readers_see_only_what_was_recorded() {
         let recorders: Vec<_> = (0..3)
             .map(|_| {
                 scope.spawn(|| {
-                    for i in 0..60_000_u64 {
+                    for i in 0..300_000_u64 {
                         ring.record(NOW + i / 100, 5000 + i % 50);
                         if i % 1000 == 0 {
                             ring.reset();
@@ -302,9 +370,12 @@ fn readers_see_only_what_was_recorded() {
         let mut minute = NOW;
         while !recorders.iter().all(thread::ScopedJoinHandle::is_finished) {
             ring.summary(minute, &mut counts);
-            assert!(counts.total() <= 180_000);
+            assert!(counts.total() <= 900_000);
             for q in [0.5, 1.0] {
-                assert!(counts.quantile(q).is_none_or(|ms| (4.96..=5.1).contains(&ms)), "{counts:?}");
+                assert!(
+                    counts.quantile(q).is_none_or(|ms| (4.96..=5.1).contains(&ms)),
+                    "{counts:?}"
+                );
             }
             minute = NOW + (minute + 1 - NOW) % 600;
         }
@@ -347,14 +418,14 @@ proptest! {
         }
         let mut sorted = samples;
         sorted.sort_unstable();
-        for hdr in [direct, stored] {
+        for (hdr, mean_tolerance) in [(direct, 0.004), (stored, 0.012)] {
             prop_assert_eq!(hdr.count(), sorted.len() as u64);
             for q in QUANTILES {
                 let (estimate, exact) = (hdr.quantile(q).unwrap(), exact(&sorted, q));
                 prop_assert!(close(estimate, exact, TOLERANCE), "{q}: {estimate}, exactly {exact}");
             }
             let mean = sorted.iter().sum::<u64>() as f64 / 1e3 / sorted.len() as f64;
-            prop_assert!(close(hdr.mean_ms().unwrap(), mean, 0.008));
+            prop_assert!(close(hdr.mean_ms().unwrap(), mean, mean_tolerance));
             prop_assert!(close(hdr.max_ms().unwrap(), exact(&sorted, 1.0), TOLERANCE));
         }
     }
@@ -376,7 +447,7 @@ proptest! {
     fn texts_are_those_of_hdrhistogram(samples in samples()) {
         let (ours, theirs) = (hdr(&samples), reference(&samples, 2));
         prop_assert!(ours.to_text().starts_with("HISTFAAA"));
-        prop_assert_eq!(&read_reference(&ours.to_text()), &theirs);
+        prop_assert!(read_reference(&ours.to_text()) == theirs);
         prop_assert_eq!(&Hdr::from_text(&reference_text(&theirs)).unwrap(), &ours);
         prop_assert_eq!(&Hdr::from_text(&format!(" {}\n", ours.to_text())).unwrap(), &ours);
     }
@@ -540,7 +611,9 @@ fn compressed(bytes: &[u8]) -> String {
     let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
     zlib.write_all(bytes).unwrap();
     let packed = zlib.finish().unwrap();
-    let head = [0x1c84_9314, packed.len() as u32].into_iter().flat_map(u32::to_be_bytes);
+    let head = [0x1c84_9314, packed.len() as u32]
+        .into_iter()
+        .flat_map(u32::to_be_bytes);
     STANDARD.encode(head.chain(packed).collect::<Vec<_>>())
 }
 
@@ -555,24 +628,53 @@ fn text_errors_name_what_is_wrong() {
     for (text, message) in [
         (String::new(), "histogram ends too early"),
         ("HISTFAAA".into(), "histogram ends too early"),
-        ("no base64".into(), "histogram text is not base64: Invalid symbol 32, offset 2."),
+        (
+            "no base64".into(),
+            "histogram text is not base64: Invalid symbol 32, offset 2.",
+        ),
         (
             v1,
             "histogram starts with 0x1c849302, not with 0x1c849314 (HdrHistogram V2 compressed, \"HISTFAAA...\")",
         ),
         (bomb, "histogram is larger than 4194304 bytes"),
         ("A".repeat(5 << 20), "histogram is larger than 4194304 bytes"),
-        (encoded(3, 2, 1, 1000, 1.0, &[2]), "histogram header has a normalizing index offset of 3"),
-        (encoded(0, 6, 1, 1000, 1.0, &[2]), "histogram header has a number of significant digits of 6"),
-        (encoded(0, 2, 0, 1000, 1.0, &[2]), "histogram header has a lowest value of 0"),
-        (encoded(0, 2, 10, 19, 1.0, &[2]), "histogram header has a highest value of 19"),
-        (encoded(0, 2, 1, 1000, 0.5, &[2]), "histogram header has a conversion ratio of 0.5"),
-        (encoded(0, 2, 1, 255, 1.0, &[0xff, 0x03, 2]), "histogram has an impossible count at bucket 256"),
-        (encoded(0, 2, 1, 255, 1.0, &[0x82, 0]), "histogram has a malformed number"),
+        (
+            encoded(3, 2, 1, 1000, 1.0, &[2]),
+            "histogram header has a normalizing index offset of 3",
+        ),
+        (
+            encoded(0, 6, 1, 1000, 1.0, &[2]),
+            "histogram header has a number of significant digits of 6",
+        ),
+        (
+            encoded(0, 2, 0, 1000, 1.0, &[2]),
+            "histogram header has a lowest value of 0",
+        ),
+        (
+            encoded(0, 2, 10, 19, 1.0, &[2]),
+            "histogram header has a highest value of 19",
+        ),
+        (
+            encoded(0, 2, 1, 1000, 0.5, &[2]),
+            "histogram header has a conversion ratio of 0.5",
+        ),
+        (
+            encoded(0, 2, 1, 255, 1.0, &[0xff, 0x03, 2]),
+            "histogram has an impossible count at bucket 256",
+        ),
+        (
+            encoded(0, 2, 1, 255, 1.0, &[0x82, 0]),
+            "histogram has a malformed number",
+        ),
         (encoding(2, 0, 2, 1, 255, 1.0, &[2]), "histogram ends too early"),
     ] {
         assert_eq!(Hdr::from_text(&text).unwrap_err().to_string(), message);
     }
-    assert_eq!(Hdr::from_text(&encoded(0, 2, 1, 255, 1.0, &[0xfd, 0x03, 2])).unwrap().max_ms(), Some(0.255));
+    assert_eq!(
+        Hdr::from_text(&encoded(0, 2, 1, 255, 1.0, &[0xfd, 0x03, 2]))
+            .unwrap()
+            .max_ms(),
+        Some(0.255)
+    );
     assert!(matches!(Hdr::from_bytes(&[2, 0]), Err(HdrError::Version(2))));
 }
