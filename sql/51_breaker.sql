@@ -1,0 +1,181 @@
+-- Breakers by hand: ext_breaker_reset, and extension_health as something one can update.
+
+create function @extschema@._ext_raise_reset(id text, version text) returns void
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+    insert into @extschema@.extension_breaker_resets as r (extension_id, version, epoch, changed_by)
+    values (_ext_raise_reset.id, _ext_raise_reset.version, 1, session_user)
+    on conflict (extension_id, version) do update
+    set epoch = r.epoch + 1, changed_by = excluded.changed_by, changed_at = excluded.changed_at
+$$;
+
+comment on function @extschema@._ext_raise_reset(text, text) is
+    'Asks for the reset of a version''s breaker (empty: of all versions), which happens at commit.';
+
+create function @extschema@.ext_breaker_reset(id text, version text default null) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    names text;
+begin
+    if not exists (select from @extschema@.extensions e where e.id = ext_breaker_reset.id) then
+        raise exception using
+            errcode = 'undefined_object',
+            message = format('extension %s is not registered', coalesce(to_json(id)::text, 'NULL')),
+            hint = 'SELECT id FROM extensions; lists those that are.';
+    end if;
+
+    if version is null then
+        perform @extschema@._ext_raise_reset(id, '');
+        return (select l.circuit_breaker_state from @extschema@._ext_live_extension(id) l);
+    end if;
+
+    select string_agg(l.version, ', ') into names from @extschema@._ext_live_versions(id) l;
+    if not exists (
+        select from @extschema@._ext_live_versions(id) l where l.version = ext_breaker_reset.version
+    ) then
+        raise exception using
+            errcode = 'undefined_object',
+            message = format('extension %s has no version %s', to_json(id), to_json(version)),
+            hint = format('It has %s.', names);
+    end if;
+    perform @extschema@._ext_raise_reset(id, version);
+    return (
+        select l.circuit_breaker_state from @extschema@._ext_live_versions(id) l
+        where l.version = ext_breaker_reset.version
+    );
+end;
+$$;
+
+comment on function @extschema@.ext_breaker_reset(text, text) is
+    'Closes the breaker of one version, or of all versions, and clears its window; returns the new state. Counts in the metrics stay.';
+
+-- An UPDATE writes those settings that it changes, so that two of them at once do not undo each other.
+create function @extschema@._ext_health_update() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    settings constant text[] := array[
+        'circuit_breaker_failure_threshold', 'circuit_breaker_failure_min_rate', 'circuit_breaker_error_rate_threshold',
+        'circuit_breaker_minimum_requests', 'circuit_breaker_window_seconds', 'circuit_breaker_timeout_seconds',
+        'slow_call_ms', 'slow_call_rate_threshold', 'half_open_max_requests', 'breaker_mode',
+        'ejection_consecutive_failures', 'max_ejection_percent'];
+    changed constant text[] := array(
+        select n.key from jsonb_each(to_jsonb(new)) n where n.value is distinct from to_jsonb(old) -> n.key);
+    measured text;
+begin
+    if 'circuit_breaker_state' = any (changed) and new.circuit_breaker_state is distinct from 'closed' then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('circuit_breaker_state can only be set to ''closed'', not to %s',
+                coalesce(quote_literal(new.circuit_breaker_state), 'NULL')),
+            hint = format('To open a breaker by hand: SELECT ext_breaker_force(%L, ''forced_open'');', old.extension_id);
+    end if;
+
+    select c.name into measured
+    from unnest(changed) c(name)
+    where c.name <> all (settings)
+        and c.name <> 'circuit_breaker_state'
+        and not (c.name = 'circuit_breaker_opened_at'
+            and new.circuit_breaker_opened_at is null and new.circuit_breaker_state = 'closed')
+    order by c.name
+    limit 1;
+    if measured = 'extension_id' then
+        raise exception using
+            errcode = 'feature_not_supported',
+            message = 'cannot update column extension_id of extension_health',
+            hint = format('UPDATE extensions SET id = %L WHERE id = %L; renames it.', new.extension_id, old.extension_id);
+    elsif measured is not null then
+        raise exception using
+            errcode = 'feature_not_supported',
+            message = format('cannot update column %s of extension_health: it is measured', measured),
+            hint = 'The settings columns can be updated, and circuit_breaker_state can be set to ''closed''.';
+    end if;
+
+    if changed && settings then
+        insert into @extschema@.extension_health_settings as s (
+            extension_id, circuit_breaker_failure_threshold, circuit_breaker_failure_min_rate,
+            circuit_breaker_error_rate_threshold, circuit_breaker_minimum_requests, circuit_breaker_window_seconds,
+            circuit_breaker_timeout_seconds, slow_call_ms, slow_call_rate_threshold, half_open_max_requests, breaker_mode,
+            ejection_consecutive_failures, max_ejection_percent
+        ) values (
+            new.extension_id, new.circuit_breaker_failure_threshold, new.circuit_breaker_failure_min_rate,
+            new.circuit_breaker_error_rate_threshold, new.circuit_breaker_minimum_requests, new.circuit_breaker_window_seconds,
+            new.circuit_breaker_timeout_seconds, new.slow_call_ms, new.slow_call_rate_threshold, new.half_open_max_requests,
+            new.breaker_mode, new.ejection_consecutive_failures, new.max_ejection_percent
+        )
+        on conflict (extension_id) do update set
+            circuit_breaker_failure_threshold =
+                case when 'circuit_breaker_failure_threshold' = any (changed)
+                    then excluded.circuit_breaker_failure_threshold else s.circuit_breaker_failure_threshold end,
+            circuit_breaker_failure_min_rate =
+                case when 'circuit_breaker_failure_min_rate' = any (changed)
+                    then excluded.circuit_breaker_failure_min_rate else s.circuit_breaker_failure_min_rate end,
+            circuit_breaker_error_rate_threshold =
+                case when 'circuit_breaker_error_rate_threshold' = any (changed)
+                    then excluded.circuit_breaker_error_rate_threshold else s.circuit_breaker_error_rate_threshold end,
+            circuit_breaker_minimum_requests =
+                case when 'circuit_breaker_minimum_requests' = any (changed)
+                    then excluded.circuit_breaker_minimum_requests else s.circuit_breaker_minimum_requests end,
+            circuit_breaker_window_seconds =
+                case when 'circuit_breaker_window_seconds' = any (changed)
+                    then excluded.circuit_breaker_window_seconds else s.circuit_breaker_window_seconds end,
+            circuit_breaker_timeout_seconds =
+                case when 'circuit_breaker_timeout_seconds' = any (changed)
+                    then excluded.circuit_breaker_timeout_seconds else s.circuit_breaker_timeout_seconds end,
+            slow_call_ms =
+                case when 'slow_call_ms' = any (changed) then excluded.slow_call_ms else s.slow_call_ms end,
+            slow_call_rate_threshold =
+                case when 'slow_call_rate_threshold' = any (changed)
+                    then excluded.slow_call_rate_threshold else s.slow_call_rate_threshold end,
+            half_open_max_requests =
+                case when 'half_open_max_requests' = any (changed)
+                    then excluded.half_open_max_requests else s.half_open_max_requests end,
+            breaker_mode =
+                case when 'breaker_mode' = any (changed) then excluded.breaker_mode else s.breaker_mode end,
+            ejection_consecutive_failures =
+                case when 'ejection_consecutive_failures' = any (changed)
+                    then excluded.ejection_consecutive_failures else s.ejection_consecutive_failures end,
+            max_ejection_percent =
+                case when 'max_ejection_percent' = any (changed)
+                    then excluded.max_ejection_percent else s.max_ejection_percent end;
+    end if;
+
+    if 'circuit_breaker_state' = any (changed) then
+        perform @extschema@._ext_raise_reset(new.extension_id, '');
+    end if;
+
+    -- What RETURNING shows is what the view shows now.
+    select h.* into new from @extschema@.extension_health h where h.extension_id = old.extension_id;
+    return new;
+end;
+$$;
+
+comment on function @extschema@._ext_health_update() is
+    'Trigger: writes the changed settings of extension_health; circuit_breaker_state = ''closed'' resets all versions at commit.';
+
+create function @extschema@._ext_health_refuse() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception using
+        errcode = 'object_not_in_prerequisite_state',
+        message = case tg_op
+            when 'INSERT' then 'cannot insert into extension_health: every registered extension is in it'
+            else 'cannot delete from extension_health: every registered extension is in it' end,
+        hint = case tg_op
+            when 'INSERT' then 'INSERT INTO extensions registers one; UPDATE extension_health changes its settings.'
+            else 'DELETE FROM extensions removes one; SELECT ext_breaker_reset(id) resets its breakers.' end;
+end;
+$$;
+
+comment on function @extschema@._ext_health_refuse() is 'Trigger: refuses INSERT and DELETE on extension_health.';
+
+create trigger update_settings instead of update on @extschema@.extension_health
+    for each row execute function @extschema@._ext_health_update();
+create trigger refuse instead of insert or delete on @extschema@.extension_health
+    for each row execute function @extschema@._ext_health_refuse();

@@ -1,0 +1,333 @@
+-- Documents: the registry as JSON, in and out. One document per extension, as in fixtures/extensions.
+--
+-- A document speaks for the keys that it has: what it leaves out stays as it is in an existing row and takes the default in
+-- a new one. The lists versions and instances are whole where they are given: rows that they do not name are removed;
+-- health: null removes the stored settings. Keys are the columns of the tables without the bookkeeping; unknown keys are
+-- refused. What the tables' own checks refuse, they refuse here, too, and nothing of the document is stored.
+
+create view @extschema@._ext_documents as
+select
+    e.id,
+    (to_jsonb(e) - array['created_at', 'updated_at', 'created_by', 'updated_by', 'uid'])
+        || jsonb_build_object(
+            'health', (
+                select to_jsonb(s) - array['extension_id', 'updated_at']
+                from @extschema@.extension_health_settings s
+                where s.extension_id = e.id
+            ),
+            'versions', coalesce((
+                select jsonb_agg(to_jsonb(v) - array['id', 'created_at', 'created_by'] order by v.version)
+                from @extschema@.extension_versions v
+                where v.id = e.id
+            ), '[]'),
+            'instances', coalesce((
+                select jsonb_agg(
+                    to_jsonb(i) - array['extension_id', 'last_health_check', 'created_at', 'updated_at'] order by i.instance_id)
+                from @extschema@.extension_instances i
+                where i.extension_id = e.id
+            ), '[]')
+        ) as document
+from @extschema@.extensions e;
+
+comment on view @extschema@._ext_documents is 'Every extension as a document.';
+
+create function @extschema@.ext_export() returns jsonb
+language sql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_build_object(
+        'extensions', coalesce((select jsonb_agg(d.document order by d.id) from @extschema@._ext_documents d), '[]'),
+        'policies', coalesce((
+            select jsonb_agg(to_jsonb(p) - array['created_at', 'updated_at'] order by p.tenant_id, p.policy_id)
+            from @extschema@.extension_policies p
+        ), '[]'))
+$$;
+
+comment on function @extschema@.ext_export() is
+    'The registry and the policies as one document, which ext_import reads.';
+
+create function @extschema@._ext_document_keys(target regclass) returns table (name text, json_type text)
+language sql stable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select a.attname, case t.typcategory when 'B' then 'boolean' when 'N' then 'number' when 'S' then 'string' end
+    from pg_attribute a
+    join pg_type t on t.oid = a.atttypid
+    where a.attrelid = target
+        and a.attnum > 0
+        and not a.attisdropped
+        and a.atttypid <> 'timestamptz'::regtype
+        and a.attname not in ('uid', 'created_by', 'updated_by')
+        -- The owner's id, which is given by where the document stands.
+        and not exists (
+            select from pg_constraint c where c.conrelid = target and c.contype = 'f' and a.attnum = any (c.conkey))
+$$;
+
+comment on function @extschema@._ext_document_keys(regclass) is
+    'The keys of a document about a row of this table, and the JSON type that each must have (NULL: any).';
+
+create function @extschema@._ext_check_document(
+    what text,
+    document jsonb,
+    target regclass,
+    required text[],
+    more jsonb default '{}'
+) returns void
+language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    missing text;
+    wrong record;
+begin
+    if document is null or jsonb_typeof(document) <> 'object' then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('%s must be a JSON object, not %s', what, coalesce(jsonb_typeof(document), 'NULL'));
+    end if;
+
+    with known as (
+        select k.name, k.json_type from @extschema@._ext_document_keys(target) k
+        union all
+        select m.key, m.value from jsonb_each_text(more) m
+    )
+    select
+        given.key,
+        given.value,
+        known.name,
+        known.json_type,
+        (select string_agg(k.name, ', ' order by k.name) from known k) as names
+    into wrong
+    from jsonb_each(document) given
+    left join known on known.name = given.key
+    where known.name is null or jsonb_typeof(given.value) not in ('null', known.json_type)
+    order by given.key
+    limit 1;
+    if wrong.key is not null and wrong.name is null then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('%s: unknown key %s', what, to_json(wrong.key)),
+            hint = format('The keys are %s.', wrong.names);
+    elsif wrong.key is not null then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('%s: key %s must be of type %s, not %s',
+                what, to_json(wrong.key), wrong.json_type, left(wrong.value::text, 100));
+    end if;
+
+    select r.name into missing
+    from unnest(required) r(name)
+    where coalesce(document -> r.name, 'null') = 'null'
+    limit 1;
+    if missing is not null then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('%s: key %s is missing', what, to_json(missing)),
+            hint = format('%s must be there.', array_to_string(required, ', '));
+    end if;
+end;
+$$;
+
+comment on function @extschema@._ext_check_document(text, jsonb, regclass, text[], jsonb) is
+    'Raises 22023 unless document is an object with known keys of the right types, the required ones among them; known are those of the table and of more (key -> type).';
+
+create function @extschema@._ext_check_unique(what text, items jsonb, key text) returns void
+language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    twice text;
+begin
+    select i.value ->> key into twice from jsonb_array_elements(items) i group by i.value ->> key having count(*) > 1 limit 1;
+    if twice is not null then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('%s %s is there twice', what, to_json(twice));
+    end if;
+end;
+$$;
+
+comment on function @extschema@._ext_check_unique(text, jsonb, text) is
+    'Raises 22023 if two items of a list have the same key.';
+
+-- Columns that do not differ are not assigned: that needs no right to them, and causes neither audit nor invalidation.
+create function @extschema@._ext_put(target regclass, key jsonb, document jsonb) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given constant jsonb := document || key;
+    same_row constant text := (
+        select string_agg(format('t.%1$I = d.%1$I', k.name), ' and ') from jsonb_object_keys(key) k(name));
+    columns text;
+    had jsonb;
+    want jsonb;
+    added bigint;
+begin
+    loop
+        execute format(
+            'select to_jsonb(t), to_jsonb(jsonb_populate_record(t, $1))
+            from %1$s t, jsonb_populate_record(null::%1$s, $1) d where %2$s',
+            target, same_row)
+        into had, want
+        using given;
+
+        if had is not null then
+            select string_agg(format('%1$I = d.%1$I', c.key), ', ') into columns
+            from jsonb_each(want) c
+            where c.value is distinct from had -> c.key;
+            if columns is not null then
+                execute format(
+                    'update %1$s t set %3$s from jsonb_populate_record(null::%1$s, $1) d where %2$s',
+                    target, same_row, columns)
+                using want;
+            end if;
+            return;
+        end if;
+
+        select string_agg(quote_ident(g.name), ', ') into columns from jsonb_object_keys(given) g(name);
+        execute format(
+            'insert into %1$s (%2$s) select %2$s from jsonb_populate_record(null::%1$s, $1) on conflict do nothing',
+            target, columns)
+        using given;
+        get diagnostics added = row_count;
+        exit when added > 0;
+        -- Somebody else inserted it meanwhile: update that one.
+    end loop;
+end;
+$$;
+
+comment on function @extschema@._ext_put(regclass, jsonb, jsonb) is
+    'Inserts the row of that key as the document has it, or updates the columns that differ from it.';
+
+create function @extschema@.ext_register(doc jsonb, expected_epoch bigint default null) returns bigint
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+-- Documents need no advice on what an UPDATE does not do.
+set client_min_messages = warning
+as $$
+declare
+    name constant text := case when jsonb_typeof(doc -> 'id') = 'string' then doc ->> 'id' end;
+    what constant text := concat_ws(' ', 'extension', to_json(name));
+    epoch bigint;
+    item jsonb;
+    gone text;
+begin
+    perform @extschema@._ext_check_document(what, doc, '@extschema@.extensions', array['id', 'type', 'subject'],
+        '{"health": "object", "versions": "array", "instances": "array"}');
+
+    if expected_epoch is not null then
+        -- Locked, so that nobody changes what is overwritten between this look and the end of the transaction.
+        perform from @extschema@.extensions e where e.id = name for update;
+        if doc ? 'health' then
+            perform from @extschema@.extension_health_settings s where s.extension_id = name for update;
+        end if;
+        if doc ? 'versions' then
+            perform from @extschema@.extension_versions v where v.id = name for update;
+        end if;
+        if doc ? 'instances' then
+            perform from @extschema@.extension_instances i where i.extension_id = name for update;
+        end if;
+        epoch := @extschema@._ext_epoch(name);
+        if epoch is distinct from expected_epoch then
+            raise exception using
+                errcode = 'serialization_failure',
+                message = format('%s has changed: its epoch is %s, not %s',
+                    what, coalesce(epoch::text, 'none'), expected_epoch),
+                hint = 'Read it again (ext_lookup shows the epoch), then register with the new epoch.';
+        end if;
+    end if;
+
+    perform @extschema@._ext_put('@extschema@.extensions', jsonb_build_object('id', name),
+        doc - array['health', 'versions', 'instances']);
+
+    if jsonb_typeof(doc -> 'health') = 'object' then
+        perform @extschema@._ext_check_document(what || ' health', doc -> 'health', '@extschema@.extension_health_settings', '{}');
+        perform @extschema@._ext_put(
+            '@extschema@.extension_health_settings', jsonb_build_object('extension_id', name), doc -> 'health');
+    elsif doc ? 'health' and exists (select from @extschema@.extension_health_settings s where s.extension_id = name) then
+        delete from @extschema@.extension_health_settings s where s.extension_id = name;
+    end if;
+
+    if jsonb_typeof(doc -> 'versions') = 'array' then
+        perform @extschema@._ext_check_unique(what || ' version', doc -> 'versions', 'version');
+        for gone in
+            select v.version from @extschema@.extension_versions v
+            where v.id = name and not doc -> 'versions' @> jsonb_build_array(jsonb_build_object('version', v.version))
+        loop
+            delete from @extschema@.extension_versions v where v.id = name and v.version = gone;
+        end loop;
+        for item in select i.value from jsonb_array_elements(doc -> 'versions') i loop
+            perform @extschema@._ext_check_document(concat_ws(' ', what, 'version', item -> 'version'), item,
+                '@extschema@.extension_versions', array['version', 'subject']);
+            if not exists (
+                select from @extschema@.extension_versions v where v.id = name and v.version = item ->> 'version'
+            ) then
+                item := (
+                    select jsonb_build_object('timeout_ms', e.timeout_ms, 'retry', e.retry)
+                    from @extschema@.extensions e
+                    where e.id = name
+                ) || item;
+            end if;
+            perform @extschema@._ext_put('@extschema@.extension_versions',
+                jsonb_build_object('id', name, 'version', item -> 'version'), item);
+        end loop;
+    end if;
+
+    if jsonb_typeof(doc -> 'instances') = 'array' then
+        perform @extschema@._ext_check_unique(what || ' instance', doc -> 'instances', 'instance_id');
+        for gone in
+            select i.instance_id from @extschema@.extension_instances i
+            where i.extension_id = name
+                and not doc -> 'instances' @> jsonb_build_array(jsonb_build_object('instance_id', i.instance_id))
+        loop
+            delete from @extschema@.extension_instances i where i.extension_id = name and i.instance_id = gone;
+        end loop;
+        for item in select i.value from jsonb_array_elements(doc -> 'instances') i loop
+            perform @extschema@._ext_check_document(concat_ws(' ', what, 'instance', item -> 'instance_id'), item,
+                '@extschema@.extension_instances', array['instance_id', 'subject']);
+            perform @extschema@._ext_put('@extschema@.extension_instances',
+                jsonb_build_object('extension_id', name, 'instance_id', item -> 'instance_id'), item);
+        end loop;
+    end if;
+
+    return @extschema@._ext_epoch(name);
+end;
+$$;
+
+comment on function @extschema@.ext_register(jsonb, bigint) is
+    'Registers one extension as its document says, versions, instances and health settings included; returns the epoch. With expected_epoch: only if it is that still, else error 40001.';
+
+create function @extschema@.ext_import(doc jsonb, out extensions integer, out policies integer) returns record
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    item jsonb;
+    what text;
+begin
+    perform @extschema@._ext_check_document('the document', doc, null, '{}', '{"extensions": "array", "policies": "array"}');
+    extensions := 0;
+    policies := 0;
+    if jsonb_typeof(doc -> 'extensions') = 'array' then
+        perform @extschema@._ext_check_unique('extension', doc -> 'extensions', 'id');
+        for item in select i.value from jsonb_array_elements(doc -> 'extensions') i loop
+            perform @extschema@.ext_register(item);
+            extensions := extensions + 1;
+        end loop;
+    end if;
+    if jsonb_typeof(doc -> 'policies') = 'array' then
+        for item in select i.value from jsonb_array_elements(doc -> 'policies') i loop
+            what := concat_ws(' ', 'policy', item -> 'policy_id', 'of', item -> 'tenant_id');
+            perform @extschema@._ext_check_document(what, item, '@extschema@.extension_policies',
+                array['tenant_id', 'policy_id', 'document']);
+            perform @extschema@._ext_put('@extschema@.extension_policies',
+                jsonb_build_object('tenant_id', item -> 'tenant_id', 'policy_id', item -> 'policy_id'), item);
+            policies := policies + 1;
+        end loop;
+    end if;
+end;
+$$;
+
+comment on function @extschema@.ext_import(jsonb) is
+    'Registers the extensions and writes the policies of a document as ext_export gives it, in one transaction; what it does not name stays. Returns how many there were.';
