@@ -20,11 +20,13 @@ pub mod postgres;
 pub mod process;
 pub mod python;
 pub mod reaper;
+pub mod registry;
 pub mod services;
 pub mod wait;
 
 pub use bridge::Bridge;
 pub use nats::Nats;
 pub use postgres::{Database, Postgres, Session, Shutdown};
+pub use registry::Decision;
 pub use services::Services;
 pub use wait::{eventually, wait_until};
