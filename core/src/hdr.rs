@@ -75,7 +75,7 @@ pub enum HdrError {
     Number,
     /// A header field has a value that HdrHistogram does not have, or that is not supported here.
     #[error("histogram header has {0} {1}")]
-    Header(&'static str, f64),
+    Header(&'static str, i64),
     /// A count lies outside of the range the header announces, or is too large.
     #[error("histogram has an impossible count at bucket {0}")]
     Count(u64),
@@ -331,29 +331,25 @@ impl Hdr {
     fn decode(mut input: &[u8]) -> Result<Self, HdrError> {
         read_cookie(&mut input, COOKIE)?;
         let length = u32::from_be_bytes(*take(&mut input)?) as usize;
-        let offset = i32::from_be_bytes(*take(&mut input)?);
+        // How the writer keeps its array; V2 counts are in logical order whatever it is.
+        let _normalizing_index_offset = take::<4>(&mut input)?;
         let digits = i32::from_be_bytes(*take(&mut input)?);
         let lowest = i64::from_be_bytes(*take(&mut input)?);
         let highest = i64::from_be_bytes(*take(&mut input)?);
-        let ratio = f64::from_be_bytes(*take(&mut input)?);
+        // Of use in a DoubleHistogram only; the JavaScript implementation writes something else than 1 here.
+        let _conversion_ratio = take::<8>(&mut input)?;
         let mut payload = input.get(..length).ok_or(HdrError::Truncated)?;
 
         let refuse = |what, value| Err(HdrError::Header(what, value));
-        if offset != 0 {
-            return refuse("a normalizing index offset of", offset.into());
-        }
-        if ratio.to_bits() != 1_f64.to_bits() {
-            return refuse("a conversion ratio of", ratio);
-        }
         let bits = match digits {
             0..=5 => (2 * 10_u32.pow(digits as u32)).next_power_of_two().ilog2() - 1,
             _ => return refuse("a number of significant digits of", digits.into()),
         };
         if lowest < 1 || lowest.ilog2() + bits > 61 {
-            return refuse("a lowest value of", lowest as f64);
+            return refuse("a lowest value of", lowest);
         }
         if highest / 2 < lowest {
-            return refuse("a highest value of", highest as f64);
+            return refuse("a highest value of", highest);
         }
         let layout = LogLinear { bits };
         let unit = lowest.ilog2();

@@ -537,3 +537,24 @@ impl Counts {
         Some(ms(representative(index).min(self.max_us as f64)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Words so far behind that their tag looks later than the slot's: not to be had from outside, and they must not
+    /// block a recorder for ever.
+    #[test]
+    fn a_later_tag_is_believed_only_if_the_slot_has_moved_on() {
+        let at = AtomicU64::new(10);
+        for held in 0..=u8::MAX {
+            let cell = Cell(AtomicU32::new(Cell::pack(held, 7)));
+            assert!(cell.add(&Turn { tag: 10, at: &at }, 3));
+            assert_eq!(cell.get(10), if held == 10 { 10 } else { 3 }, "tag {held}");
+
+            let cell = Cell(AtomicU32::new(Cell::pack(held, 7)));
+            let overtaken = Turn { tag: 9, at: &at };
+            assert_eq!(cell.add(&overtaken, 3), !(10..=9 + 127).contains(&held), "tag {held}");
+        }
+    }
+}
