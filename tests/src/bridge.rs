@@ -47,7 +47,7 @@ impl Bridge {
         let (http, grpc) = (local(ports::free()), local(ports::free()));
         command
             .arg("serve")
-            .args(["--http", &http.to_string(), "--grpc", &grpc.to_string()])
+            .args(["--http-addr", &http.to_string(), "--grpc-addr", &grpc.to_string()])
             .args(flags);
         let mut server = Server::start(
             "ext-bridge",

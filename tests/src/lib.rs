@@ -12,6 +12,7 @@
 //! The binaries come from `make install bridge services`; a test that misses one says so and fails.
 
 pub mod bridge;
+pub mod caller;
 pub mod http;
 pub mod nats;
 pub mod places;
@@ -25,6 +26,7 @@ pub mod services;
 pub mod wait;
 
 pub use bridge::Bridge;
+pub use caller::{Caller, Reply};
 pub use nats::Nats;
 pub use postgres::{Database, Postgres, Session, Shutdown};
 pub use registry::Decision;

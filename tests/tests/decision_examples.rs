@@ -89,12 +89,13 @@ async fn the_three_examples_of_the_seeds() {
     }
 }
 
+/// Versions with their rules.
+type Rows = &'static [(&'static str, &'static str)];
+
 #[tokio::test]
 async fn more_keys_win_then_the_higher_version() {
     let database = Postgres::shared().database();
     let session = prepared(&database).await;
-    /// Versions with their rules.
-    type Rows = &'static [(&'static str, &'static str)];
     let cases: [(Rows, Value, &str); 8] = [
         (&[("v9", "{}"), ("v10", "{}")], json!({}), "v10"),
         (&[("1.9.2", "{}"), ("1.10.0", "{}")], json!({}), "1.10.0"),
