@@ -215,7 +215,11 @@ begin
         return null;
     end if;
     for shadowed in
-        select o.id, changed.columns, string_agg(v.version, ', ' order by v.version) as versions
+        select
+            o.id,
+            changed.columns,
+            string_agg(v.version, ', ' order by v.version) as versions,
+            count(*) over () as total
         from new_rows n
         join old_rows o using (uid)
         cross join lateral (
@@ -229,19 +233,22 @@ begin
         where changed.columns <> ''
         group by o.id, changed.columns
         order by o.id
-        limit 10
+        limit 3
     loop
         raise notice using
             message = format('%s of "%s": calls that go to version %s use that row''s own',
                 shadowed.columns, shadowed.id, shadowed.versions),
             hint = 'UPDATE extension_versions for these; extensions serves where no row of extension_versions matches.';
     end loop;
+    if shadowed.total > 3 then
+        raise notice 'the same holds for % more', shadowed.total - 3;
+    end if;
     return null;
 end;
 $$;
 
 comment on function @extschema@._ext_advise() is
-    'Trigger: a NOTICE where an UPDATE of extensions matched nothing, or changed what version rows shadow (first 10 ids).';
+    'Trigger: a NOTICE where an UPDATE of extensions matched nothing, or changed what version rows shadow.';
 
 create trigger advise after update on @extschema@.extensions
     referencing old table as old_rows new table as new_rows

@@ -96,52 +96,13 @@ begin
     end if;
 
     if changed && settings then
-        insert into @extschema@.extension_health_settings as s (
-            extension_id, circuit_breaker_failure_threshold, circuit_breaker_failure_min_rate,
-            circuit_breaker_error_rate_threshold, circuit_breaker_minimum_requests, circuit_breaker_window_seconds,
-            circuit_breaker_timeout_seconds, slow_call_ms, slow_call_rate_threshold, half_open_max_requests, breaker_mode,
-            ejection_consecutive_failures, max_ejection_percent
-        ) values (
-            new.extension_id, new.circuit_breaker_failure_threshold, new.circuit_breaker_failure_min_rate,
-            new.circuit_breaker_error_rate_threshold, new.circuit_breaker_minimum_requests, new.circuit_breaker_window_seconds,
-            new.circuit_breaker_timeout_seconds, new.slow_call_ms, new.slow_call_rate_threshold, new.half_open_max_requests,
-            new.breaker_mode, new.ejection_consecutive_failures, new.max_ejection_percent
-        )
-        on conflict (extension_id) do update set
-            circuit_breaker_failure_threshold =
-                case when 'circuit_breaker_failure_threshold' = any (changed)
-                    then excluded.circuit_breaker_failure_threshold else s.circuit_breaker_failure_threshold end,
-            circuit_breaker_failure_min_rate =
-                case when 'circuit_breaker_failure_min_rate' = any (changed)
-                    then excluded.circuit_breaker_failure_min_rate else s.circuit_breaker_failure_min_rate end,
-            circuit_breaker_error_rate_threshold =
-                case when 'circuit_breaker_error_rate_threshold' = any (changed)
-                    then excluded.circuit_breaker_error_rate_threshold else s.circuit_breaker_error_rate_threshold end,
-            circuit_breaker_minimum_requests =
-                case when 'circuit_breaker_minimum_requests' = any (changed)
-                    then excluded.circuit_breaker_minimum_requests else s.circuit_breaker_minimum_requests end,
-            circuit_breaker_window_seconds =
-                case when 'circuit_breaker_window_seconds' = any (changed)
-                    then excluded.circuit_breaker_window_seconds else s.circuit_breaker_window_seconds end,
-            circuit_breaker_timeout_seconds =
-                case when 'circuit_breaker_timeout_seconds' = any (changed)
-                    then excluded.circuit_breaker_timeout_seconds else s.circuit_breaker_timeout_seconds end,
-            slow_call_ms =
-                case when 'slow_call_ms' = any (changed) then excluded.slow_call_ms else s.slow_call_ms end,
-            slow_call_rate_threshold =
-                case when 'slow_call_rate_threshold' = any (changed)
-                    then excluded.slow_call_rate_threshold else s.slow_call_rate_threshold end,
-            half_open_max_requests =
-                case when 'half_open_max_requests' = any (changed)
-                    then excluded.half_open_max_requests else s.half_open_max_requests end,
-            breaker_mode =
-                case when 'breaker_mode' = any (changed) then excluded.breaker_mode else s.breaker_mode end,
-            ejection_consecutive_failures =
-                case when 'ejection_consecutive_failures' = any (changed)
-                    then excluded.ejection_consecutive_failures else s.ejection_consecutive_failures end,
-            max_ejection_percent =
-                case when 'max_ejection_percent' = any (changed)
-                    then excluded.max_ejection_percent else s.max_ejection_percent end;
+        perform @extschema@._ext_put('@extschema@.extension_health_settings',
+            jsonb_build_object('extension_id', new.extension_id),
+            (
+                select jsonb_object_agg(n.key, n.value)
+                from jsonb_each(to_jsonb(new)) n
+                where n.key = any (changed) and n.key = any (settings)
+            ));
     end if;
 
     if 'circuit_breaker_state' = any (changed) then

@@ -150,56 +150,6 @@ $$;
 comment on function @extschema@._ext_check_unique(text, jsonb, text) is
     'Raises 22023 if two items of a list have the same key.';
 
--- Columns that do not differ are not assigned: that needs no right to them, and causes neither audit nor invalidation.
-create function @extschema@._ext_put(target regclass, key jsonb, document jsonb) returns void
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    given constant jsonb := document || key;
-    same_row constant text := (
-        select string_agg(format('t.%1$I = d.%1$I', k.name), ' and ') from jsonb_object_keys(key) k(name));
-    columns text;
-    had jsonb;
-    want jsonb;
-    added bigint;
-begin
-    loop
-        execute format(
-            'select to_jsonb(t), to_jsonb(jsonb_populate_record(t, $1))
-            from %1$s t, jsonb_populate_record(null::%1$s, $1) d where %2$s',
-            target, same_row)
-        into had, want
-        using given;
-
-        if had is not null then
-            select string_agg(format('%1$I = d.%1$I', c.key), ', ') into columns
-            from jsonb_each(want) c
-            where c.value is distinct from had -> c.key;
-            if columns is not null then
-                execute format(
-                    'update %1$s t set %3$s from jsonb_populate_record(null::%1$s, $1) d where %2$s',
-                    target, same_row, columns)
-                using want;
-            end if;
-            return;
-        end if;
-
-        select string_agg(quote_ident(g.name), ', ') into columns from jsonb_object_keys(given) g(name);
-        execute format(
-            'insert into %1$s (%2$s) select %2$s from jsonb_populate_record(null::%1$s, $1) on conflict do nothing',
-            target, columns)
-        using given;
-        get diagnostics added = row_count;
-        exit when added > 0;
-        -- Somebody else inserted it meanwhile: update that one.
-    end loop;
-end;
-$$;
-
-comment on function @extschema@._ext_put(regclass, jsonb, jsonb) is
-    'Inserts the row of that key as the document has it, or updates the columns that differ from it.';
-
 create function @extschema@.ext_register(doc jsonb, expected_epoch bigint default null) returns bigint
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp

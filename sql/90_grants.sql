@@ -1,7 +1,7 @@
 -- Who may do what. PUBLIC: nothing but to name the type hdr. The levels are given by ext_grant and recorded, so that an
 -- update script can give what it has added:  select @extschema@._ext_apply_grants();
 --
---   viewer    reads everything; reports and decides nothing
+--   viewer    reads the registry, its health and its history; decides and reports nothing
 --   operator  also registers and changes extensions, instances, settings and policies, resets breakers, decides and reports
 --   admin     also deletes, enables and disables, renames, and owns versions with their routing rules
 --   bridge    decides, reports and reads; writes no table
@@ -147,7 +147,7 @@ as $$
 declare
     p record;
 begin
-    if granted and not has_schema_privilege(role, '@extschema@', 'usage') then
+    if granted and not has_schema_privilege(role, '@extschema@'::regnamespace, 'usage') then
         execute format('grant usage on schema @extschema@ to %I', role);
     end if;
     for p in
@@ -213,6 +213,11 @@ language plpgsql volatile strict
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    if not exists (select from pg_roles r where r.oid = ext_grant.role) then
+        raise exception using
+            errcode = 'undefined_object',
+            message = format('role %s does not exist', ext_grant.role);
+    end if;
     insert into @extschema@.extension_registry_grants (role, level)
     values (pg_get_userbyid(ext_grant.role), ext_grant.level)
     on conflict on constraint extension_registry_grants_pkey do update
@@ -259,10 +264,9 @@ begin
     for member in
         select t.oid::regtype::text as object
         from pg_type t
-        -- A type of its own, or the row type of a table or view.
-        join pg_depend d on (d.classid, d.objid) in (('pg_type'::regclass, t.oid), ('pg_class'::regclass, t.typrelid))
-            and d.deptype = 'e'
+        join pg_depend d on d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
         join pg_extension x on x.oid = d.refobjid and x.extname = 'ext_registry'
+        -- (Row types of tables and views stay as Postgres makes them: pg_dump knows no rights on these.)
         where t.typname <> 'hdr' and t.typelem = 0
     loop
         execute format('revoke all on type %s from public', member.object);

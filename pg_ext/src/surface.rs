@@ -12,7 +12,8 @@ extension_sql_file!("../../sql/21_history.sql", name = "21_history", requires = 
 extension_sql_file!("../../sql/22_live_state.sql", name = "22_live_state", requires = ["21_history"]);
 extension_sql_file!("../../sql/30_triggers.sql", name = "30_triggers", requires = ["22_live_state"]);
 extension_sql_file!("../../sql/31_audit.sql", name = "31_audit", requires = ["30_triggers"]);
-extension_sql_file!("../../sql/40_decide.sql", name = "40_decide", requires = ["31_audit"]);
+extension_sql_file!("../../sql/32_rows.sql", name = "32_rows", requires = ["31_audit"]);
+extension_sql_file!("../../sql/40_decide.sql", name = "40_decide", requires = ["32_rows"]);
 extension_sql_file!("../../sql/41_report.sql", name = "41_report", requires = ["40_decide"]);
 extension_sql_file!("../../sql/50_health.sql", name = "50_health", requires = ["41_report"]);
 extension_sql_file!("../../sql/51_breaker.sql", name = "51_breaker", requires = ["50_health"]);
