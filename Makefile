@@ -44,10 +44,11 @@ test: setup install bridge services ## every test: core, bridge, and the whole s
 bench: install bridge services ## the figures of speed, side by side with what they are compared to
 	@bench/run.sh
 
-lint: install ## formatting, clippy with warnings as errors, licences of dependencies, safety of the SQL
+lint: install ## formatting, clippy with warnings as errors, shell, licences of dependencies, safety of the SQL
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PURE_CRATES) --all-targets -- -D warnings
 	$(CARGO) clippy -p ext_registry $(PG_FEATURE) -- -D warnings
+	@scripts/lint-scripts.sh
 	@scripts/lint-dependencies.sh
 	@scripts/lint-sql.sh
 

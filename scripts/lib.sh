@@ -1,10 +1,10 @@
 # Sourced by the other scripts: where things are, and how to speak.
 # shellcheck shell=bash
+# shellcheck disable=SC2034  # variables are used by the scripts that source this file
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # The default of cargo, unless the caller has chosen another.
 target=${CARGO_TARGET_DIR:-$root/target}
-# shellcheck disable=SC2034  # used by the scripts that source this file
 tools=$root/target/tools
 
 say() { printf '%s\n' "$*" >&2; }
