@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::postgres::BRIDGE_ROLE;
 use crate::process::{Directory, Server};
 use crate::{Database, Nats, Postgres, http, places, ports};
 
@@ -137,7 +138,7 @@ fn command_on(nats: &Nats, cluster: &Postgres, database: &str) -> Command {
         .env("EXTENSION_REGISTRY_DB_HOST", "127.0.0.1")
         .env("EXTENSION_REGISTRY_DB_PORT", cluster.port().to_string())
         .env("EXTENSION_REGISTRY_DB_NAME", database)
-        .env("EXTENSION_REGISTRY_DB_USER", "postgres");
+        .env("EXTENSION_REGISTRY_DB_USER", BRIDGE_ROLE);
     command
 }
 

@@ -17,6 +17,9 @@ use crate::places;
 use crate::ports;
 use crate::process::{Directory, Server, Unprivileged, read_lossy};
 
+/// The role that bridges connect as: it has the level `bridge` in every database, and no other right.
+pub const BRIDGE_ROLE: &str = "bridge";
+
 const DEADLINE: Duration = Duration::from_mins(1);
 
 /// How a cluster is stopped, in the words of `pg_ctl -m`.
@@ -88,13 +91,15 @@ impl Postgres {
         std::fs::write(&path, initial + &conf).expect("postgresql.conf can be written");
 
         let server = spawn(directory.path(), user);
-        Self {
+        let cluster = Self {
             server,
             port,
             user,
             directory,
             socket,
-        }
+        };
+        must_succeed(&cluster.psql("postgres", &format!("create role {BRIDGE_ROLE} login")));
+        cluster
     }
 
     pub fn port(&self) -> u16 {
@@ -119,7 +124,7 @@ impl Postgres {
     /// A new database with the extension in its schema `public`. Dropped with the value.
     pub fn database(&self) -> Database<'_> {
         let database = self.database_without_extension();
-        database.run("create extension ext_registry");
+        database.run(&install());
         database
     }
 
@@ -134,7 +139,7 @@ impl Postgres {
     /// A database that outlives stops and starts of the cluster, which borrow it mutably: by name.
     pub fn make_database(&self, name: &str) {
         must_succeed(&self.psql("postgres", &format!("create database {name}")));
-        must_succeed(&self.psql(name, "create extension ext_registry"));
+        must_succeed(&self.psql(name, &install()));
     }
 
     /// Runs `script` by psql and returns what it did. The first error ends it.
@@ -231,6 +236,11 @@ impl Postgres {
         })
         .await;
     }
+}
+
+/// The extension, and what a bridge needs.
+fn install() -> String {
+    format!("create extension ext_registry; select ext_grant('{BRIDGE_ROLE}', 'bridge')")
 }
 
 fn initdb(directory: &Path, user: Option<Unprivileged>) {
