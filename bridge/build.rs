@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
+use prost::Message;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/flow.proto");
     let files = protox::compile(["flow.proto"], ["proto"])?;
-    let out = PathBuf::from(std::env::var("OUT_DIR")?).join("flow_descriptor.bin");
-    tonic_prost_build::configure()
-        .build_client(false)
-        .file_descriptor_set_path(&out)
-        .compile_fds(files)?;
+    // For reflection.
+    let descriptor = PathBuf::from(std::env::var("OUT_DIR")?).join("flow_descriptor.bin");
+    std::fs::write(descriptor, files.encode_to_vec())?;
+    tonic_prost_build::configure().build_client(false).compile_fds(files)?;
     Ok(())
 }

@@ -1,1 +1,32 @@
-fn main() {}
+//! `ext-bridge`: NATS on one side, the SQL functions of `ext_registry` on the other.
+//!
+//! While Postgres answers the bridge decides nothing itself: it asks, sends, waits, retries, reports. [`machine`] is that
+//! logic without connections; [`serve`] gives it NATS ([`transport`]) and Postgres ([`pg`], [`batch`]).
+#![forbid(unsafe_code)]
+
+mod batch;
+mod cli;
+mod commands;
+mod config;
+mod exit;
+mod fixtures;
+mod machine;
+mod metrics;
+mod pg;
+mod serve;
+mod transport;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match cli::run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("ext-bridge: {error}");
+            error.code()
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Commands that are not the daemon.
+
+pub mod check;
+pub mod fixtures;
+pub mod request;

@@ -1,0 +1,322 @@
+//! Settings: flags, environment, one TOML file, defaults, in this order of precedence.
+//!
+//! Every flag has a variable `EXT_BRIDGE_<FLAG>` and a key of the same name in the file. Variables of the system this one
+//! replaces (`EXTENSION_REGISTRY_*`, `NATS_URL`) and of Postgres (`PG*`) count as environment, after `EXT_BRIDGE_*`.
+
+mod options;
+mod pgpass;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use options::{Options, Span};
+
+use crate::exit::{Exit, Kind};
+use crate::machine::MachineSettings;
+use crate::machine::limits::{Limits, MAX_DEPTH};
+
+/// Where decisions come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    Database,
+    Fixtures,
+    Auto,
+}
+
+impl Source {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Database => "database",
+            Self::Fixtures => "fixtures",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// How to reach NATS.
+#[derive(Debug, Clone)]
+pub struct NatsSettings {
+    /// Addresses, separated by commas.
+    pub url: String,
+    /// A `.creds` file.
+    pub creds: Option<PathBuf>,
+    /// A user.
+    pub user: Option<String>,
+    /// Its password.
+    pub password: Option<String>,
+    /// A token.
+    pub token: Option<String>,
+    /// The seed of an nkey.
+    pub nkey_seed: Option<String>,
+    /// Certificates to trust.
+    pub tls_ca: Option<PathBuf>,
+    /// The client's certificate.
+    pub tls_cert: Option<PathBuf>,
+    /// Its key.
+    pub tls_key: Option<PathBuf>,
+}
+
+impl NatsSettings {
+    /// The addresses one by one.
+    pub fn servers(&self) -> Vec<String> {
+        self.url
+            .split(',')
+            .map(str::trim)
+            .filter(|s| !s.is_empty())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// The addresses without user and password.
+    pub fn shown(&self) -> String {
+        let hide = |server: &String| match (server.split_once("://"), server.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+            (None, Some((_, host))) => host.to_owned(),
+            _ => server.clone(),
+        };
+        self.servers().iter().map(hide).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// All settings, resolved.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where decisions come from.
+    pub source: Source,
+    /// The folder with `extensions/` and `policies/`.
+    pub fixtures: PathBuf,
+    /// The first part of every subject.
+    pub prefix: String,
+    /// NATS.
+    pub nats: NatsSettings,
+    /// Postgres.
+    pub database: tokio_postgres::Config,
+    /// HTTP.
+    pub http: SocketAddr,
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// Allows admin operations.
+    pub api_key: Option<String>,
+    /// Event loops.
+    pub loops: usize,
+    /// The machine's.
+    pub machine: MachineSettings,
+    /// Most questions in one batch.
+    pub batch: usize,
+    /// How long calls under way may take after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Whether invocations carry `tenant_id` in `/metrics`.
+    pub metrics_tenant_label: bool,
+}
+
+fn wrong(key: &str, value: impl std::fmt::Display, wanted: &str) -> Exit {
+    Exit::new(Kind::Config, format!("{key}: \"{value}\" is not {wanted}"))
+}
+
+fn bounded<T: PartialOrd + Copy + std::fmt::Display>(key: &str, value: T, low: T, high: T) -> Result<T, Exit> {
+    if value >= low && value <= high {
+        Ok(value)
+    } else {
+        Err(wrong(key, value, &format!("between {low} and {high}")))
+    }
+}
+
+/// The first of these variables that is set and not empty.
+fn environment(names: &[&str]) -> Option<String> {
+    names
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+}
+
+impl Settings {
+    /// Resolves the settings from the flags and `EXT_BRIDGE_*` (which clap has merged), the rest of the environment, the file.
+    pub fn resolve(flags: Options) -> Result<Self, Exit> {
+        let file = match &flags.config {
+            Some(path) => Options::read(path)?,
+            None => Options::default(),
+        };
+        let env = Options {
+            source: environment(&["EXTENSION_REGISTRY_SOURCE"]),
+            nats_url: environment(&["NATS_URL"]),
+            db_host: environment(&["EXTENSION_REGISTRY_DB_HOST", "PGHOST"]),
+            db_port: match environment(&["EXTENSION_REGISTRY_DB_PORT", "PGPORT"]) {
+                Some(text) => Some(text.parse().map_err(|_| wrong("database port", &text, "a port"))?),
+                None => None,
+            },
+            db_name: environment(&["EXTENSION_REGISTRY_DB_NAME", "PGDATABASE"]),
+            db_user: environment(&["EXTENSION_REGISTRY_DB_USER", "PGUSER"]),
+            db_password: environment(&["EXTENSION_REGISTRY_DB_PASSWORD", "PGPASSWORD"]),
+            db_sslmode: environment(&["PGSSLMODE"]),
+            ..Options::default()
+        };
+        let all = flags.or(env).or(file);
+        let source = match all.source.as_deref().unwrap_or("auto") {
+            "database" => Source::Database,
+            "fixtures" => Source::Fixtures,
+            "auto" => Source::Auto,
+            other => return Err(wrong("source", other, "database, fixtures or auto")),
+        };
+        let prefix = all.prefix.clone().unwrap_or_else(|| "beamline.bridge.v1".to_owned());
+        ext_registry_core::ident::check_subject("prefix", &prefix)
+            .map_err(|e| Exit::new(Kind::Config, e.to_string()))?;
+        let address = |key: &str, value: &Option<String>, default: &str| {
+            let text = value.clone().unwrap_or_else(|| default.to_owned());
+            let text = text.replace("localhost:", "127.0.0.1:");
+            text.parse::<SocketAddr>()
+                .map_err(|_| wrong(key, &text, "an address such as 127.0.0.1:9464"))
+        };
+        let limits = Limits {
+            message_bytes: bounded(
+                "max-message-bytes",
+                all.max_message_bytes.unwrap_or(1 << 20),
+                1024,
+                64 << 20,
+            )?,
+            metadata_bytes: bounded(
+                "max-metadata-bytes",
+                all.max_metadata_bytes.unwrap_or(64 << 10),
+                1024,
+                64 << 20,
+            )?,
+            reply_bytes: bounded(
+                "max-reply-bytes",
+                all.max_reply_bytes.unwrap_or(1 << 20),
+                1024,
+                64 << 20,
+            )?,
+            depth: bounded("max-json-depth", all.max_json_depth.unwrap_or(10), 2, MAX_DEPTH)?,
+            array_items: bounded("max-array-items", all.max_array_items.unwrap_or(1000), 1, 1_000_000)?,
+            properties: bounded(
+                "max-object-properties",
+                all.max_object_properties.unwrap_or(50),
+                1,
+                1_000_000,
+            )?,
+        };
+        let loops = bounded("loops", all.loops.unwrap_or(1), 1, 64)?;
+        let us = |span: Option<Span>, default_ms: u64| span.map_or(default_ms * 1000, |s| s.0.as_micros() as u64);
+        let share = |whole: usize| whole.div_ceil(loops);
+        let machine = MachineSettings {
+            limits,
+            max_in_flight: share(bounded(
+                "max-in-flight",
+                all.max_in_flight.unwrap_or(16_384),
+                1,
+                1_000_000,
+            )?),
+            max_per_extension: share(bounded(
+                "max-in-flight-per-extension",
+                all.max_in_flight_per_extension.unwrap_or(4096),
+                1,
+                1_000_000,
+            )?) as u32,
+            max_bytes: share(bounded(
+                "max-in-flight-bytes",
+                all.max_in_flight_bytes.unwrap_or(256 << 20),
+                1 << 20,
+                usize::MAX,
+            )?),
+            max_call_us: bounded("max-call in us", us(all.max_call, 30_000), 10_000, 3_600_000_000)?,
+            decide_timeout_us: bounded("decide-timeout in us", us(all.decide_timeout, 250), 1_000, 60_000_000)?,
+            retry_share: bounded("retry-budget", all.retry_budget.unwrap_or(0.2), 0.0, 10.0)?,
+            retry_per_second: bounded(
+                "retry-budget-per-second",
+                all.retry_budget_per_second.unwrap_or(3.0),
+                0.0,
+                1e6,
+            )? / loops as f64,
+            policy_max_age_us: us(all.policy_max_age, 1000),
+        };
+        Ok(Self {
+            source,
+            fixtures: all.fixtures.clone().unwrap_or_else(|| PathBuf::from("fixtures")),
+            prefix,
+            nats: NatsSettings {
+                url: all
+                    .nats_url
+                    .clone()
+                    .unwrap_or_else(|| "nats://127.0.0.1:4222".to_owned()),
+                creds: all.nats_creds.clone(),
+                user: all.nats_user.clone(),
+                password: all.nats_password.clone(),
+                token: all.nats_token.clone(),
+                nkey_seed: all.nats_nkey_seed.clone(),
+                tls_ca: all.nats_tls_ca.clone(),
+                tls_cert: all.nats_tls_cert.clone(),
+                tls_key: all.nats_tls_key.clone(),
+            },
+            database: database(&all)?,
+            http: address("http-addr", &all.http_addr, "127.0.0.1:9464")?,
+            grpc: address("grpc-addr", &all.grpc_addr, "127.0.0.1:9000")?,
+            api_key: all.api_key.clone().filter(|key| !key.is_empty()),
+            loops,
+            machine,
+            batch: bounded("max-batch", all.max_batch.unwrap_or(256), 1, 10_000)?,
+            drain_timeout: all.drain_timeout.map_or(Duration::from_secs(30), |s| s.0),
+            metrics_tenant_label: all.metrics_tenant_label.unwrap_or(false),
+        })
+    }
+}
+
+fn database(all: &Options) -> Result<tokio_postgres::Config, Exit> {
+    let mut config = match &all.db_url {
+        Some(url) => url
+            .parse::<tokio_postgres::Config>()
+            .map_err(|e| Exit::new(Kind::Config, format!("db-url is not a Postgres address: {e}")))?,
+        None => tokio_postgres::Config::new(),
+    };
+    if config.get_hosts().is_empty() {
+        config.host(all.db_host.as_deref().unwrap_or("localhost"));
+    }
+    if config.get_ports().is_empty() {
+        config.port(all.db_port.unwrap_or(5432));
+    }
+    if config.get_dbname().is_none() {
+        config.dbname(all.db_name.as_deref().unwrap_or("beamline"));
+    }
+    if config.get_user().is_none() {
+        config.user(all.db_user.as_deref().unwrap_or("beamline"));
+    }
+    if config.get_password().is_none() {
+        let password = all.db_password.clone().or_else(|| {
+            let host = match config.get_hosts().first() {
+                Some(tokio_postgres::config::Host::Tcp(host)) => host.clone(),
+                _ => "localhost".to_owned(),
+            };
+            let port = config.get_ports().first().copied().unwrap_or(5432);
+            pgpass::look_up(
+                &host,
+                port,
+                config.get_dbname().unwrap_or_default(),
+                config.get_user().unwrap_or_default(),
+            )
+        });
+        if let Some(password) = password {
+            config.password(password);
+        }
+    }
+    match all.db_sslmode.as_deref() {
+        None | Some("disable" | "allow" | "prefer") => config.ssl_mode(tokio_postgres::config::SslMode::Disable),
+        Some(mode @ ("require" | "verify-ca" | "verify-full")) => {
+            return Err(Exit::new(
+                Kind::Config,
+                format!("db-sslmode: \"{mode}\" is not available in this version"),
+            ));
+        }
+        Some(other) => {
+            return Err(wrong(
+                "db-sslmode",
+                other,
+                "disable, prefer, require, verify-ca or verify-full",
+            ));
+        }
+    };
+    config
+        .application_name("ext-bridge")
+        .connect_timeout(Duration::from_secs(5))
+        .tcp_user_timeout(Duration::from_secs(20))
+        .keepalives_idle(Duration::from_secs(20));
+    Ok(config)
+}

@@ -1,0 +1,838 @@
+//! One call of one extension: decide, send, wait, retry, report.
+//!
+//! Promises: every ticket is reported exactly once; a retry is a fresh decision that avoids the instances already tried;
+//! nothing is waited for past the deadline, which runs from receipt.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use ext_registry_core::outcome::Outcome;
+use serde_json::Value as Json;
+
+use super::budget::{Budget, backoff_max_us, backoff_us};
+use super::codes::{Code, Failure};
+use super::contract::{self, Kind, Parts, Verdict};
+use super::mux::AttemptToken;
+use super::request::{Ids, merged_config};
+use super::slab::Token;
+use super::wheel::Timer;
+use super::{Client, Decision, Due, Machine, Question, Report, Undecided};
+use crate::transport::{Headers, Inbound, Outbound, Subject};
+
+/// Whom a call is for.
+#[derive(Debug)]
+pub enum Parent {
+    /// A caller on NATS.
+    Client(Client),
+    /// An item of a pipeline.
+    Route {
+        /// The pipeline.
+        token: Token,
+        /// Which of its items.
+        item: usize,
+    },
+}
+
+/// A call to make.
+#[derive(Debug)]
+pub struct CallSpec {
+    /// The extension.
+    pub extension_id: Rc<str>,
+    /// Whom it is for.
+    pub parent: Parent,
+    /// Who and what for.
+    pub ids: Rc<Ids>,
+    /// The message.
+    pub payload: Bytes,
+    /// The merged metadata.
+    pub metadata: Bytes,
+    /// What the decision looks at.
+    pub context: Bytes,
+    /// Laid over the registered configuration.
+    pub config: Option<Bytes>,
+    /// The end of the whole, where one was set.
+    pub deadline_us: Option<u64>,
+    /// Shortens the registered timeout, in ms.
+    pub timeout_ms: Option<u32>,
+    /// Replaces the registered number of retries.
+    pub retry: Option<u32>,
+    /// The type it must be.
+    pub kind: Option<Kind>,
+    /// Whether only to look who would serve.
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Deciding,
+    Waiting {
+        ticket: i64,
+        local: bool,
+        sent_us: u64,
+        cut: bool,
+    },
+    Backoff,
+}
+
+/// What served, or would have.
+#[derive(Debug, Clone, Default)]
+struct Target {
+    kind: Option<Kind>,
+    version: String,
+    instance_id: Option<Rc<str>>,
+}
+
+/// A call under way.
+pub struct Call {
+    spec: CallSpec,
+    state: State,
+    timer: Timer,
+    deadline_us: u64,
+    call_id: u64,
+    sent: u8,
+    attempts: u8,
+    avoid: Vec<Rc<str>>,
+    target: Target,
+    failure: Option<Failure>,
+    /// The report of a second or later attempt, kept until it is known whether it was the last.
+    held: Option<Report>,
+    latency_us: u64,
+}
+
+impl Call {
+    /// Whether it only looks who would serve.
+    pub fn is_dry_run(&self) -> bool {
+        self.spec.dry_run
+    }
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub enum Done {
+    /// With a reply of the right shape.
+    Reply {
+        /// Its bytes.
+        body: Bytes,
+        /// Its parts.
+        reply: contract::Reply,
+    },
+    /// As a dry run.
+    Preview(Decision),
+    /// Without.
+    Failed(Failure),
+}
+
+/// A call that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// The extension.
+    pub extension_id: Rc<str>,
+    /// The version last tried; empty where none was.
+    pub version: String,
+    /// The instance last tried.
+    pub instance_id: Option<Rc<str>>,
+    /// Attempts sent.
+    pub sent: u8,
+    /// Time of the last attempt, in microseconds.
+    pub latency_us: u64,
+    /// How it ended.
+    pub done: Done,
+}
+
+impl Finished {
+    /// What the caller is told beside the reply.
+    pub fn headers(&self) -> Headers {
+        let mut headers = Headers::default();
+        if !self.version.is_empty() {
+            headers.push("Ext-Version", &self.version);
+        }
+        if let Some(instance) = &self.instance_id {
+            headers.push("Ext-Instance", instance);
+        }
+        if self.sent > 0 {
+            headers.push("Ext-Attempts", &self.sent.to_string());
+            headers.push("Ext-Latency-Ms", &format!("{:.3}", self.latency_us as f64 / 1000.0));
+        }
+        headers
+    }
+}
+
+impl Machine {
+    /// Begins a call; `None` where it was refused at once (its parent has been told).
+    pub(crate) fn start_call(&mut self, spec: CallSpec, now: u64) -> Option<Token> {
+        let cap = self.settings.max_per_extension;
+        let extension = self.extension(&spec.extension_id);
+        extension.in_flight += 1;
+        let refusal = if extension.in_flight > cap {
+            Some(Failure::new(
+                Code::Overloaded,
+                "too many calls of this extension are in flight",
+            ))
+        } else if ext_registry_core::ident::check_id("id", &spec.extension_id).is_err() {
+            Some(not_found(&spec.extension_id))
+        } else {
+            None
+        };
+        if let Some(failure) = refusal {
+            if failure.code == Code::ExtensionNotFound {
+                self.metrics.refused("extension_not_found");
+            }
+            self.release_extension(&spec.extension_id);
+            let failure = failure.with("extension_id", shown(&spec.extension_id));
+            let finished = Finished {
+                extension_id: Rc::clone(&spec.extension_id),
+                version: String::new(),
+                instance_id: None,
+                sent: 0,
+                latency_us: 0,
+                done: Done::Failed(failure),
+            };
+            self.deliver(spec.parent, finished, now);
+            return None;
+        }
+        if let Some(budget) = &mut extension.budget {
+            budget.call(now);
+        }
+        let deadline_us = spec.deadline_us.unwrap_or(u64::MAX);
+        let decide_by = (now + self.settings.decide_timeout_us).min(deadline_us);
+        let call_id = self.random.u64(..);
+        let token = self.calls.insert(Call {
+            spec,
+            state: State::Deciding,
+            timer: Timer::NEVER,
+            deadline_us,
+            call_id,
+            sent: 0,
+            attempts: 1,
+            avoid: Vec::new(),
+            target: Target::default(),
+            failure: None,
+            held: None,
+            latency_us: 0,
+        });
+        let timer = self.wheel.set(decide_by, Due::Call(token));
+        if let Some(call) = self.calls.get_mut(token) {
+            call.timer = timer;
+        }
+        self.ask_for(token);
+        Some(token)
+    }
+
+    fn ask_for(&mut self, token: Token) {
+        let Some(call) = self.calls.get(token) else { return };
+        let question = Question {
+            token: AttemptToken {
+                call: token,
+                attempt: call.sent,
+            },
+            extension_id: Rc::clone(&call.spec.extension_id),
+            context: call.spec.context.clone(),
+            avoid: call.avoid.clone(),
+        };
+        let preview = call.spec.dry_run;
+        self.ask(question, preview);
+    }
+
+    /// Whether a question's call still wants an answer.
+    pub(crate) fn is_waiting(&self, token: AttemptToken) -> bool {
+        self.calls
+            .get(token.call)
+            .is_some_and(|call| call.sent == token.attempt && call.state == State::Deciding)
+    }
+
+    fn set_timer(&mut self, token: Token, at_us: u64) {
+        if let Some(call) = self.calls.get_mut(token) {
+            self.wheel.cancel(call.timer);
+            call.timer = self.wheel.set(at_us, Due::Call(token));
+        }
+    }
+
+    /// An answer to a question. A ticket that nobody waits for is given back.
+    pub fn on_decision(&mut self, token: AttemptToken, answer: Result<Decision, Undecided>, now: u64) {
+        if !self.is_waiting(token) {
+            if let Ok(decision) = answer {
+                self.give_back(&decision);
+            }
+            return;
+        }
+        let Some(call) = self.calls.get(token.call) else { return };
+        if now >= call.deadline_us {
+            if let Ok(decision) = answer {
+                self.give_back(&decision);
+            }
+            self.past_deadline(token.call, now);
+            return;
+        }
+        match answer {
+            Ok(decision) if !decision.allowed => self.refused(token.call, &decision, now),
+            Ok(decision) if call.spec.dry_run => {
+                let kind = decision.kind;
+                if let Some(call) = self.calls.get_mut(token.call) {
+                    call.target = target_of(&decision);
+                }
+                match self.wrong_kind(token.call, kind) {
+                    Some(failure) => self.finish(token.call, Done::Failed(failure), now),
+                    None => self.finish(token.call, Done::Preview(decision), now),
+                }
+            }
+            Ok(decision) => self.allowed(token.call, decision, now),
+            Err(undecided) => {
+                let failure = match undecided {
+                    Undecided::Unavailable => {
+                        Failure::new(Code::RegistryUnavailable, "the registry does not answer in time")
+                    }
+                    Undecided::Refused(why) => {
+                        Failure::new(Code::InvalidRequest, format!("the registry refuses the context: {why}"))
+                    }
+                    Undecided::Internal(why) => Failure::new(Code::Internal, why),
+                };
+                self.undecided(token.call, failure, now);
+            }
+        }
+    }
+
+    fn give_back(&mut self, decision: &Decision) {
+        if decision.ticket != 0 {
+            self.metrics.refused("cancelled");
+            self.report(Report {
+                ticket: decision.ticket,
+                outcome: Outcome::Cancelled,
+                latency_us: 0,
+                retries: 0,
+                local: decision.local,
+            });
+        }
+    }
+
+    /// No decision for this attempt: the code of the last attempt that was sent, if there was one.
+    fn undecided(&mut self, token: Token, failure: Failure, now: u64) {
+        let Some(call) = self.calls.get_mut(token) else { return };
+        let failure = match call.failure.take() {
+            Some(last) => last,
+            None => {
+                self.metrics.refused(failure.code.as_str());
+                failure
+            }
+        };
+        self.finish(token, Done::Failed(failure), now);
+    }
+
+    fn refused(&mut self, token: Token, decision: &Decision, now: u64) {
+        self.metrics.refused(refusal_label(&decision.reason));
+        let Some(call) = self.calls.get_mut(token) else { return };
+        if call.target.kind.is_none() {
+            call.target.kind = decision.kind;
+        }
+        let failure = match call.failure.take() {
+            Some(last) => last,
+            None => refusal(&call.spec.extension_id, decision),
+        };
+        self.finish(token, Done::Failed(failure), now);
+    }
+
+    /// The failure for an extension of another type than the policy's place for it.
+    fn wrong_kind(&self, token: Token, kind: Option<Kind>) -> Option<Failure> {
+        let call = self.calls.get(token)?;
+        let wanted = call.spec.kind?;
+        if kind == Some(wanted) {
+            return None;
+        }
+        let is = kind.map_or("of no known type", Kind::as_str);
+        Some(Failure::new(
+            Code::InvalidRequest,
+            format!(
+                "{} is {is}, the policy uses it as {}",
+                call.spec.extension_id,
+                wanted.as_str()
+            ),
+        ))
+    }
+
+    fn allowed(&mut self, token: Token, decision: Decision, now: u64) {
+        let wrong = self.wrong_kind(token, decision.kind);
+        let (share, per_second, max_call) = (
+            self.settings.retry_share,
+            self.settings.retry_per_second,
+            self.settings.max_call_us,
+        );
+        let Some(call) = self.calls.get_mut(token) else { return };
+        let id = Rc::clone(&call.spec.extension_id);
+        let first = call.target.kind.is_none();
+        call.target = target_of(&decision);
+        let timeout_us = u64::from(decision.timeout_ms.min(call.spec.timeout_ms.unwrap_or(u32::MAX))) * 1000;
+        if first {
+            let retries = call.spec.retry.unwrap_or(decision.retry).min(10);
+            call.attempts = retries as u8 + 1;
+            if call.spec.deadline_us.is_none() {
+                let waits: u64 = (1..=retries).map(backoff_max_us).sum();
+                // One slot of the wheel more per attempt, so that the last attempt ends by its own timeout.
+                let need = (timeout_us + 5_000) * (u64::from(retries) + 1) + waits;
+                call.deadline_us = now + need.min(max_call);
+            }
+        }
+        let (Some(kind), Some(subject)) = (decision.kind, decision.subject.clone()) else {
+            self.give_back(&decision);
+            self.undecided(
+                token,
+                Failure::new(Code::Internal, "the registry gave no type or subject"),
+                now,
+            );
+            return;
+        };
+        if let Some(failure) = wrong {
+            self.give_back(&decision);
+            self.undecided(token, failure, now);
+            return;
+        }
+        let metrics = std::sync::Arc::clone(&self.metrics);
+        let extension = self.extension(&id);
+        if extension.budget.is_none() {
+            let mut budget = Budget::new(share, per_second);
+            budget.call(now);
+            extension.budget = Some(budget);
+        }
+        if extension.metrics.is_none() {
+            extension.metrics = Some(metrics.extension(&id, kind.as_str()));
+        }
+        if decision.instance_id.is_some() || kind == Kind::Provider {
+            let facts = self.facts(&id, now);
+            if let (Some(instance), Some(m)) = (&decision.instance_id, &mut self.extension(&id).metrics) {
+                m.selected(instance, &facts.balancing);
+            }
+        }
+        self.send_attempt(token, &decision, kind, &subject, timeout_us, now);
+    }
+
+    fn send_attempt(
+        &mut self,
+        token: Token,
+        decision: &Decision,
+        kind: Kind,
+        subject: &str,
+        timeout_us: u64,
+        now: u64,
+    ) {
+        let (connected, max_payload) = (self.connected, self.max_payload);
+        let Some(call) = self.calls.get_mut(token) else { return };
+        call.sent += 1;
+        let expires_us = (now + timeout_us).min(call.deadline_us);
+        let config = merged_config(&decision.config, call.spec.config.as_ref());
+        let spec = &call.spec;
+        let body = contract::request(
+            kind,
+            &Parts {
+                trace_id: &spec.ids.trace_id,
+                tenant_id: spec.ids.tenant_id.as_deref(),
+                extension_id: &spec.extension_id,
+                payload: &spec.payload,
+                metadata: &spec.metadata,
+                config: &config,
+            },
+        );
+        if let Some(held) = call.held.take() {
+            self.reports.push_back(held);
+        }
+        call.state = State::Waiting {
+            ticket: decision.ticket,
+            local: decision.local,
+            sent_us: now,
+            cut: now + timeout_us > call.deadline_us,
+        };
+        let attempt = AttemptToken {
+            call: token,
+            attempt: call.sent,
+        };
+        if body.len() > max_payload.saturating_sub(4096) {
+            let failure = Failure::new(
+                Code::InvalidRequest,
+                "the request with its configuration is larger than NATS takes",
+            );
+            self.attempt_failed(token, Outcome::CallerError, failure, false, now);
+            return;
+        }
+        if !connected {
+            self.attempt_lost(attempt, now);
+            return;
+        }
+        let mut headers = Headers::default();
+        headers.push("traceparent", &spec.ids.traceparent);
+        headers.push("Ext-Version", &call.target.version);
+        if let Some(instance) = &call.target.instance_id {
+            headers.push("Ext-Instance", instance);
+        }
+        let mut digits = itoa(u64::from(call.sent));
+        headers.push("Ext-Attempt", digits.as_str());
+        headers.push("Ext-Call-Id", &format!("{:016x}", call.call_id));
+        digits = itoa((expires_us - now).div_ceil(1000));
+        headers.push("Ext-Timeout-Ms", digits.as_str());
+        let message = Outbound {
+            subject: Subject::from(subject),
+            reply: Some(Subject::from(self.inbox.subject(attempt))),
+            headers,
+            payload: body.into(),
+            expires_us,
+        };
+        self.send(message);
+        self.set_timer(token, expires_us);
+    }
+
+    /// A reply to an attempt; one that nobody waits for is only counted.
+    pub(crate) fn call_replied(&mut self, token: AttemptToken, message: &Inbound, now: u64) {
+        let waiting = self.calls.get(token.call).filter(|call| call.sent == token.attempt);
+        let Some((kind, id)) = waiting.and_then(|call| match call.state {
+            State::Waiting { .. } => Some((call.target.kind?, Rc::clone(&call.spec.extension_id))),
+            _ => None,
+        }) else {
+            self.metrics.late_replies.inc();
+            return;
+        };
+        if message.no_responders {
+            let failure = Failure::new(Code::ExtensionUnavailable, format!("nobody listens for {id}"));
+            self.attempt_failed(
+                token.call,
+                Outcome::NoResponders,
+                failure.with("reason", "no_responders"),
+                true,
+                now,
+            );
+            return;
+        }
+        if let Some(code) = message.header("Nats-Service-Error-Code") {
+            let failure = Failure::new(Code::ExtensionError, format!("{id} answered with an error"))
+                .with("reason", "error")
+                .with("service_code", code.parse::<u32>().map_or(Json::Null, Json::from));
+            self.attempt_failed(token.call, Outcome::Error, failure, false, now);
+            return;
+        }
+        let invalid = |why: &str| {
+            Failure::new(Code::ExtensionError, format!("the reply of {id} is invalid: {why}"))
+                .with("reason", "invalid_response")
+        };
+        if message.payload.len() > self.settings.limits.reply_bytes {
+            let failure = invalid("it is too large").with("bytes", message.payload.len());
+            self.attempt_failed(token.call, Outcome::InvalidResponse, failure, false, now);
+            return;
+        }
+        match contract::judge(kind, &message.payload) {
+            Verdict::Success(reply) => {
+                self.attempt_ended(token.call, Outcome::Success, None, now);
+                self.finish(
+                    token.call,
+                    Done::Reply {
+                        body: message.payload.clone(),
+                        reply,
+                    },
+                    now,
+                );
+            }
+            Verdict::Error => {
+                let failure = Failure::new(Code::ExtensionError, format!("{id} answered with an error"));
+                self.attempt_failed(token.call, Outcome::Error, failure.with("reason", "error"), false, now);
+            }
+            Verdict::Invalid(why) => {
+                self.attempt_failed(token.call, Outcome::InvalidResponse, invalid(why), false, now);
+            }
+        }
+    }
+
+    /// A call's timer.
+    pub(crate) fn call_due(&mut self, token: Token, now: u64) {
+        let Some(call) = self.calls.get(token) else { return };
+        let id = &call.spec.extension_id;
+        match call.state {
+            State::Deciding if now >= call.deadline_us => self.past_deadline(token, now),
+            State::Deciding => {
+                let failure = Failure::new(Code::RegistryUnavailable, "the registry does not answer in time");
+                self.undecided(token, failure, now);
+            }
+            State::Waiting { cut: true, .. } => {
+                let failure = Failure::new(
+                    Code::DeadlineExceeded,
+                    format!("the deadline passed while {id} was working"),
+                );
+                self.attempt_failed(
+                    token,
+                    Outcome::Cancelled,
+                    failure.with("reason", "deadline"),
+                    false,
+                    now,
+                );
+            }
+            State::Waiting { sent_us, .. } => {
+                let waited = now.saturating_sub(sent_us) / 1000;
+                let failure = Failure::new(
+                    Code::ExtensionTimeout,
+                    format!("{id} did not answer within {waited} ms"),
+                )
+                .with("reason", "timeout")
+                .with("waited_ms", waited);
+                let retry = self.may_repeat(token, now);
+                self.attempt_failed(token, Outcome::Timeout, failure, retry, now);
+            }
+            State::Backoff => {
+                let decide_by = (now + self.settings.decide_timeout_us).min(call.deadline_us);
+                if let Some(call) = self.calls.get_mut(token) {
+                    call.state = State::Deciding;
+                }
+                self.set_timer(token, decide_by);
+                self.ask_for(token);
+            }
+        }
+    }
+
+    /// Whether a call that may have run may run again.
+    fn may_repeat(&mut self, token: Token, now: u64) -> bool {
+        let Some(call) = self.calls.get(token) else {
+            return false;
+        };
+        if call.target.kind != Some(Kind::Provider) {
+            return true;
+        }
+        let id = Rc::clone(&call.spec.extension_id);
+        self.facts(&id, now).idempotent
+    }
+
+    /// The connection was lost while a call was under way.
+    pub(crate) fn call_lost(&mut self, token: Token, now: u64) {
+        if let Some(call) = self.calls.get(token)
+            && matches!(call.state, State::Waiting { .. })
+        {
+            let attempt = AttemptToken {
+                call: token,
+                attempt: call.sent,
+            };
+            self.attempt_lost(attempt, now);
+        }
+    }
+
+    pub(crate) fn attempt_lost(&mut self, token: AttemptToken, now: u64) {
+        let Some(call) = self.calls.get(token.call) else { return };
+        if call.sent != token.attempt || !matches!(call.state, State::Waiting { .. }) {
+            return;
+        }
+        let retry = self.may_repeat(token.call, now);
+        let failure = Failure::new(Code::ExtensionUnavailable, "the connection to NATS was lost")
+            .with("reason", "connection_lost");
+        self.attempt_failed(token.call, Outcome::Cancelled, failure, retry, now);
+    }
+
+    /// Counts and reports the attempt that is under way. `last` is false where another will follow.
+    fn attempt_ended(&mut self, token: Token, outcome: Outcome, retry_at: Option<u64>, now: u64) {
+        let Some(call) = self.calls.get_mut(token) else { return };
+        let State::Waiting {
+            ticket, local, sent_us, ..
+        } = call.state
+        else {
+            return;
+        };
+        call.latency_us = now.saturating_sub(sent_us);
+        let retries = if retry_at.is_some() {
+            0
+        } else {
+            u32::from(call.sent) - 1
+        };
+        let report = Report {
+            ticket,
+            outcome,
+            latency_us: call.latency_us,
+            retries,
+            local,
+        };
+        call.state = State::Backoff;
+        if retry_at.is_some() && call.sent > 1 {
+            call.held = Some(report);
+        } else if ticket != 0 {
+            self.reports.push_back(report);
+        }
+        let id = Rc::clone(&call.spec.extension_id);
+        let (version, latency_ms) = (call.target.version.clone(), call.latency_us as f64 / 1000.0);
+        let tenant = call.spec.ids.tenant_id.clone();
+        let status = match outcome {
+            Outcome::Success => "success",
+            Outcome::Timeout => "timeout",
+            Outcome::Error | Outcome::NoResponders | Outcome::InvalidResponse => "error",
+            Outcome::Cancelled | Outcome::CallerError => {
+                self.metrics.refused(outcome.as_str());
+                return;
+            }
+        };
+        if let Some(metrics) = &mut self.extension(&id).metrics {
+            metrics.attempt(&version, status, tenant.as_deref(), latency_ms);
+        }
+    }
+
+    fn attempt_failed(&mut self, token: Token, outcome: Outcome, failure: Failure, retry: bool, now: u64) {
+        let Some(call) = self.calls.get(token) else { return };
+        let id = Rc::clone(&call.spec.extension_id);
+        let wait = backoff_us(u32::from(call.sent), &mut self.random);
+        let in_time = now + wait < call.deadline_us;
+        let more = retry && call.sent < call.attempts && in_time && !self.draining;
+        let granted = more
+            && self
+                .extension(&id)
+                .budget
+                .as_mut()
+                .is_some_and(|budget| budget.retry(now));
+        if more && !granted {
+            self.metrics.refused("retry_budget");
+        }
+        self.attempt_ended(token, outcome, granted.then_some(now + wait), now);
+        if granted {
+            if let Some(call) = self.calls.get_mut(token) {
+                call.avoid.extend(call.target.instance_id.clone());
+                call.failure = Some(failure);
+            }
+            self.set_timer(token, now + wait);
+        } else {
+            self.finish(token, Done::Failed(failure), now);
+        }
+    }
+
+    fn past_deadline(&mut self, token: Token, now: u64) {
+        self.undecided(
+            token,
+            Failure::new(Code::DeadlineExceeded, "the deadline passed before a decision"),
+            now,
+        );
+    }
+
+    /// Gives a call up; its parent is not told.
+    pub(crate) fn cancel_call(&mut self, token: Token, now: u64) {
+        self.attempt_ended(token, Outcome::Cancelled, None, now);
+        if let Some(parent) = self.take_call(token).map(|(parent, _)| parent)
+            && let Parent::Client(client) = parent
+        {
+            self.finished(&client, true, now);
+        }
+    }
+
+    /// Gives a call up and tells its parent why.
+    pub(crate) fn give_up(&mut self, token: Token, failure: Failure, now: u64) {
+        self.attempt_ended(token, Outcome::Cancelled, None, now);
+        self.finish(token, Done::Failed(failure), now);
+    }
+
+    fn finish(&mut self, token: Token, done: Done, now: u64) {
+        if let Some((parent, mut finished)) = self.take_call(token) {
+            finished.done = match done {
+                Done::Failed(failure) => Done::Failed(detailed(failure, &finished)),
+                done => done,
+            };
+            self.deliver(parent, finished, now);
+        }
+    }
+
+    fn take_call(&mut self, token: Token) -> Option<(Parent, Finished)> {
+        let call = self.calls.remove(token)?;
+        self.wheel.cancel(call.timer);
+        if let Some(mut held) = call.held {
+            held.retries = u32::from(call.sent).saturating_sub(1);
+            self.report(held);
+        }
+        let id = call.spec.extension_id;
+        if call.sent > 0
+            && let Some(metrics) = &mut self.extension(&id).metrics
+        {
+            metrics.call(u32::from(call.sent) - 1);
+        }
+        self.release_extension(&id);
+        let finished = Finished {
+            extension_id: id,
+            version: call.target.version,
+            instance_id: call.target.instance_id,
+            sent: call.sent,
+            latency_us: call.latency_us,
+            done: Done::Failed(Failure::new(Code::Internal, "unfinished")),
+        };
+        Some((call.spec.parent, finished))
+    }
+}
+
+fn target_of(decision: &Decision) -> Target {
+    Target {
+        kind: decision.kind,
+        version: decision.version.clone().unwrap_or_default(),
+        instance_id: decision.instance_id.as_deref().map(Rc::from),
+    }
+}
+
+/// An id from a subject, shortened: it may be anything.
+fn shown(id: &str) -> String {
+    ext_registry_core::ident::shorten(id)
+}
+
+fn not_found(id: &str) -> Failure {
+    Failure::new(
+        Code::ExtensionNotFound,
+        format!("no extension {} is registered", shown(id)),
+    )
+}
+
+/// The label of a refusal: only known words.
+fn refusal_label(reason: &str) -> &'static str {
+    match reason {
+        "extension_not_found" => "extension_not_found",
+        "extension_disabled" => "extension_disabled",
+        "tenant_not_allowed" => "tenant_not_allowed",
+        "no_version" => "no_version",
+        "extension_circuit_open" => "extension_circuit_open",
+        _ => "other",
+    }
+}
+
+fn refusal(id: &str, decision: &Decision) -> Failure {
+    let failure = match decision.reason.as_str() {
+        "extension_not_found" => not_found(id),
+        "tenant_not_allowed" => Failure::new(Code::TenantNotAllowed, format!("the tenant may not use {id}")),
+        "extension_disabled" => Failure::new(Code::ExtensionUnavailable, format!("{id} is disabled")),
+        "no_version" => Failure::new(
+            Code::ExtensionUnavailable,
+            format!("no version of {id} serves this request"),
+        ),
+        "extension_circuit_open" => Failure::new(
+            Code::ExtensionUnavailable,
+            format!("the circuit breaker of {id} is open"),
+        ),
+        other => Failure::new(Code::ExtensionUnavailable, format!("{id} was refused: {other}")),
+    };
+    let failure = failure.with("reason", decision.reason.as_str());
+    match decision.retry_after_ms {
+        Some(ms) => failure.with("retry_after_ms", ms),
+        None => failure,
+    }
+}
+
+/// Adds what is known of the call to a failure.
+fn detailed(mut failure: Failure, finished: &Finished) -> Failure {
+    failure = failure.with("extension_id", shown(&finished.extension_id));
+    if finished.sent > 0 {
+        failure = failure
+            .with("version", finished.version.as_str())
+            .with("attempts", finished.sent);
+        if let Some(instance) = &finished.instance_id {
+            failure = failure.with("instance_id", &**instance);
+        }
+    }
+    failure
+}
+
+/// A number as text, without an allocation.
+struct Digits([u8; 20], usize);
+
+impl Digits {
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0[self.1..]).unwrap_or_default()
+    }
+}
+
+fn itoa(mut number: u64) -> Digits {
+    let mut digits = Digits([b'0'; 20], 20);
+    loop {
+        digits.1 -= 1;
+        digits.0[digits.1] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return digits;
+        }
+    }
+}

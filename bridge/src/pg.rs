@@ -1,0 +1,284 @@
+//! Connections to Postgres by role. A connection and its prepared statements live and die together.
+//!
+//! Each link is kept up by its own task: it connects, finds the extension's schema, prepares, and says so; when the
+//! connection ends it begins again, with growing, jittered waits. There is no pool: statements are pipelined.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::sync::{Notify, watch};
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
+use tokio_postgres::{Client, Config, NoTls, Statement};
+
+use crate::metrics::Metrics;
+
+/// What a connection is for. Reports have their own, so that a stuck one stops no decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// `ext_select_many`.
+    Decide,
+    /// `ext_report_many`.
+    Report,
+    /// Policies, previews and facts.
+    Side,
+}
+
+impl Role {
+    /// The word for logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Decide => "decide",
+            Self::Report => "report",
+            Self::Side => "side",
+        }
+    }
+}
+
+/// A connection with what was prepared on it.
+pub struct Conn {
+    /// The connection.
+    pub client: Client,
+    /// Different for every connection of the process.
+    pub id: u64,
+    /// The role's main statement.
+    pub main: Statement,
+    /// Of [`Role::Side`]: `ext_preview`, where the extension has it.
+    pub preview: Option<Statement>,
+    /// Of [`Role::Side`]: facts.
+    pub facts: Option<Statement>,
+    broken: Notify,
+}
+
+impl Conn {
+    /// Ends the connection; its link makes a new one. For statements that no longer fit the extension.
+    pub fn reset(&self) {
+        self.broken.notify_one();
+    }
+}
+
+/// The present connection of a role.
+pub type Link = watch::Receiver<Option<Arc<Conn>>>;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum PgError {
+    /// From the library.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// The database lacks the extension.
+    #[error("the database has no extension ext_registry; run CREATE EXTENSION ext_registry")]
+    NoExtension,
+    /// It takes too long.
+    #[error("Postgres does not answer in time")]
+    TimedOut,
+}
+
+/// What went wrong, with SQLSTATE and message where there are.
+pub fn describe(error: &tokio_postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        let mut text = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+        if let Some(hint) = db.hint() {
+            text.push_str("; ");
+            text.push_str(hint);
+        }
+        return text.replace('\n', " ");
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text.replace('\n', " ")
+}
+
+/// An identifier in quotes.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A statement with the extension's schema put in.
+pub fn in_schema(sql: &str, schema: &str) -> String {
+    sql.replace("@extschema@", schema)
+}
+
+/// Connects, drives the connection in a task, and finds the extension. Gives its quoted schema and its version.
+pub async fn connect(config: &Config) -> Result<(Client, tokio::task::JoinHandle<()>, String, String), PgError> {
+    let work = async {
+        let (client, connection) = config.connect(NoTls).await?;
+        let driver = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = describe(&error), "a connection to Postgres ended");
+            }
+        });
+        match client.query_opt(include_str!("queries/extension.sql"), &[]).await? {
+            None => Err(PgError::NoExtension),
+            Some(row) => Ok((client, driver, quoted(row.get(0)), row.get(1))),
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), work)
+        .await
+        .unwrap_or(Err(PgError::TimedOut))
+}
+
+static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
+
+async fn open(config: &Config, role: Role) -> Result<(Conn, tokio::task::JoinHandle<()>), PgError> {
+    let (client, driver, schema, _) = connect(config).await?;
+    let limit = match role {
+        Role::Decide | Role::Side => "set statement_timeout = '2s'; set lock_timeout = '250ms'",
+        Role::Report => "set statement_timeout = '10s'; set lock_timeout = '5s'",
+    };
+    client.batch_execute(limit).await?;
+    let main = match role {
+        Role::Decide => include_str!("queries/decide.sql"),
+        Role::Report => include_str!("queries/report.sql"),
+        Role::Side => include_str!("queries/policies.sql"),
+    };
+    let main = client.prepare(&in_schema(main, &schema)).await?;
+    let (mut preview, mut facts) = (None, None);
+    if role == Role::Side {
+        preview = client
+            .prepare(&in_schema(include_str!("queries/preview.sql"), &schema))
+            .await
+            .ok();
+        facts = client
+            .prepare(&in_schema(include_str!("queries/facts.sql"), &schema))
+            .await
+            .ok();
+    }
+    let id = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
+    Ok((
+        Conn {
+            client,
+            id,
+            main,
+            preview,
+            facts,
+            broken: Notify::new(),
+        },
+        driver,
+    ))
+}
+
+/// Keeps a connection up. `changed` is called when it comes and when it goes.
+pub fn link(config: Config, role: Role, metrics: Arc<Metrics>, changed: impl Fn() + Send + 'static) -> Link {
+    let (sender, receiver) = watch::channel(None);
+    tokio::spawn(async move {
+        let mut failures = 0_u32;
+        loop {
+            match open(&config, role).await {
+                Ok((conn, mut driver)) => {
+                    if failures > 0 {
+                        tracing::info!(role = role.as_str(), "Postgres connected");
+                    }
+                    failures = 0;
+                    metrics.postgres_connected.inc();
+                    let conn = Arc::new(conn);
+                    if sender.send(Some(Arc::clone(&conn))).is_err() {
+                        return;
+                    }
+                    changed();
+                    tokio::select! {
+                        _ = &mut driver => {}
+                        () = conn.broken.notified() => driver.abort(),
+                    }
+                    metrics.postgres_connected.dec();
+                    metrics.reconnects.with_label_values(&["postgres"]).inc();
+                    tracing::warn!(role = role.as_str(), "the connection to Postgres ended");
+                    if sender.send(None).is_err() {
+                        return;
+                    }
+                    changed();
+                }
+                Err(error) => {
+                    if failures.is_power_of_two() || failures == 0 {
+                        tracing::warn!(role = role.as_str(), %error, "no connection to Postgres");
+                    }
+                    failures += 1;
+                }
+            }
+            if sender.is_closed() {
+                return;
+            }
+            let full = 20_u64 << failures.min(7);
+            tokio::time::sleep(Duration::from_millis(full / 2 + fastrand::u64(0..=full / 2))).await;
+        }
+    });
+    receiver
+}
+
+/// JSON text as a `jsonb` parameter or result, unparsed.
+#[derive(Debug, Clone)]
+pub struct RawJsonb(pub Bytes);
+
+impl ToSql for RawJsonb {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.put_u8(1);
+        out.extend_from_slice(&self.0);
+        Ok(IsNull::No)
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::JSONB
+    }
+
+    tokio_postgres::types::to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for RawJsonb {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        match raw.split_first() {
+            Some((1, text)) => Ok(Self(Bytes::copy_from_slice(text))),
+            _ => Err("jsonb of an unknown format".into()),
+        }
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::JSONB
+    }
+}
+
+/// What an error means for the statement that met it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The connection is gone; whether the statement ran is unknown.
+    Connection,
+    /// A value is to blame; nothing was done.
+    Data,
+    /// Too slow or too busy; nothing was done.
+    Busy,
+    /// The statement no longer fits the database; nothing was done.
+    Stale,
+}
+
+/// Sorts an error.
+pub fn fault(error: &tokio_postgres::Error) -> Fault {
+    let Some(db) = error.as_db_error() else {
+        return Fault::Connection;
+    };
+    let code = db.code().code();
+    match code {
+        "57P01" | "57P02" | "57P03" => Fault::Connection,
+        "57014" | "55P03" | "40001" | "40P01" => Fault::Busy,
+        _ if code.starts_with("22") || code.starts_with("23") => Fault::Data,
+        _ if code.starts_with("08") => Fault::Connection,
+        _ if code.starts_with("53") => Fault::Busy,
+        _ => Fault::Stale,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schemas_are_quoted() {
+        assert_eq!(
+            in_schema("@extschema@.f(@extschema@.x)", &quoted("a\"b")),
+            "\"a\"\"b\".f(\"a\"\"b\".x)"
+        );
+    }
+}

@@ -1,0 +1,184 @@
+//! Admin operations over NATS. Each needs the header `x-api-key`; without a configured key all are refused.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ext_registry_core::policy::PolicyDocument;
+use serde_json::{Map, Value as Json, json};
+use subtle::ConstantTimeEq;
+use tokio::sync::mpsc;
+
+use super::event_loop::{AdminRequest, Control};
+use super::registry::Registry;
+use crate::config::{Settings, Source};
+use crate::machine::codes::{Code, Failure};
+use crate::pg::PgError;
+use crate::transport::Headers;
+
+/// Whether a request brought the configured key. Compared in constant time.
+pub fn key_fits(configured: Option<&str>, brought: Option<&str>) -> bool {
+    match (configured, brought) {
+        (Some(configured), Some(brought)) => configured.as_bytes().ct_eq(brought.as_bytes()).into(),
+        _ => false,
+    }
+}
+
+/// Answers requests until the loops are gone.
+pub async fn serve(settings: Settings, registry: Arc<Registry>, mut requests: mpsc::UnboundedReceiver<AdminRequest>) {
+    let settings = Arc::new(settings);
+    while let Some(request) = requests.recv().await {
+        let (settings, registry) = (Arc::clone(&settings), Arc::clone(&registry));
+        tokio::spawn(async move {
+            let answer = answer(&settings, &registry, &request).await;
+            let Some(reply) = request.reply else { return };
+            let mut headers = Headers::default();
+            let body = match answer {
+                Ok(body) => body.to_string().into_bytes(),
+                Err(failure) => {
+                    headers.push("Nats-Service-Error", &failure.message);
+                    headers.push("Nats-Service-Error-Code", &failure.code.number().to_string());
+                    failure.body()
+                }
+            };
+            let _ = request.from.send(Control::Reply(reply, headers, Bytes::from(body))); // the loop may have ended
+        });
+    }
+}
+
+fn unavailable(error: &PgError) -> Failure {
+    tracing::warn!(%error, "an admin operation failed");
+    Failure::new(Code::RegistryUnavailable, "the registry does not answer")
+}
+
+async fn answer(settings: &Settings, registry: &Registry, request: &AdminRequest) -> Result<Json, Failure> {
+    if !key_fits(settings.api_key.as_deref(), request.key.as_deref()) {
+        return Err(Failure::new(Code::Unauthorized, "x-api-key is missing or wrong"));
+    }
+    let body: Map<String, Json> = if request.payload.trim_ascii().is_empty() {
+        Map::new()
+    } else {
+        serde_json::from_slice(&request.payload)
+            .map_err(|_| Failure::new(Code::InvalidRequest, "the request must be a JSON object"))?
+    };
+    if registry.source() == Source::Fixtures && request.op != "reload" {
+        return Err(Failure::new(
+            Code::RegistryUnavailable,
+            "this operation needs Postgres, and fixtures decide",
+        ));
+    }
+    match request.op.as_str() {
+        "get_extension_health" => {
+            let sql = include_str!("../queries/admin_health.sql");
+            Ok(json!({"health": registry.json(sql, &[]).await.map_err(|e| unavailable(&e))?}))
+        }
+        "get_circuit_breaker_states" => {
+            let sql = include_str!("../queries/admin_breakers.sql");
+            Ok(json!({"states": registry.json(sql, &[]).await.map_err(|e| unavailable(&e))?}))
+        }
+        "get_pipeline_complexity" => {
+            let (tenant, policy) = (word(&body, "tenant_id")?, word(&body, "policy_id")?);
+            let sql = include_str!("../queries/admin_policy.sql");
+            let document = registry
+                .json(sql, &[&tenant, &policy])
+                .await
+                .map_err(|e| unavailable(&e))?;
+            if document.is_null() {
+                return Err(Failure::new(
+                    Code::PolicyNotFound,
+                    format!("tenant {tenant} has no policy {policy}"),
+                ));
+            }
+            let policy = PolicyDocument::parse(&document).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+            Ok(complexity(&policy))
+        }
+        "reload" => {
+            registry.refresh().await;
+            Ok(json!({"ok": true}))
+        }
+        other => Err(Failure::new(
+            Code::InvalidRequest,
+            format!("{other} is not available in this version"),
+        )),
+    }
+}
+
+fn word(body: &Map<String, Json>, key: &str) -> Result<String, Failure> {
+    match body.get(key) {
+        Some(Json::String(text)) if !text.is_empty() => Ok(text.clone()),
+        _ => {
+            Err(Failure::new(Code::InvalidRequest, format!("{key} is required and must be a string")).with("key", key))
+        }
+    }
+}
+
+/// Assumed time of one extension, in ms.
+const ASSUMED_LATENCY_MS: usize = 30;
+
+/// How involved a pipeline is, 0-100, with the thresholds of the system this one replaces.
+fn complexity(policy: &PolicyDocument) -> Json {
+    let (pre, validators, post) = (policy.pre.len(), policy.validators.len(), policy.post.len());
+    let total = pre + validators + post;
+    let mut score = if total <= 4 {
+        total * 15
+    } else {
+        60 + ((total - 4) * 5).min(20)
+    };
+    score += [pre, validators, post].iter().filter(|n| **n > 2).count() * 5;
+    score += (total.saturating_sub(4) * 4).min(20);
+    let score = score.min(100);
+    let level = match score {
+        0..30 => "low",
+        30..60 => "medium",
+        60..80 => "high",
+        _ => "very_high",
+    };
+    let mut warnings = Vec::new();
+    let mut recommendations = Vec::new();
+    for (what, count, most) in [
+        ("extensions", total, 4),
+        ("pre-processors", pre, 2),
+        ("validators", validators, 2),
+        ("post-processors", post, 2),
+    ] {
+        if count > most {
+            warnings.push(format!("{count} {what}, recommended are at most {most}"));
+            recommendations.push(format!("Merge or drop {what} until there are {most} or fewer."));
+        }
+    }
+    json!({
+        "total_extensions": total, "pre_count": pre, "validators_count": validators, "post_count": post,
+        "complexity_score": score, "complexity_level": level, "estimated_latency_ms": total * ASSUMED_LATENCY_MS,
+        "recommended_limits": {"max_total": 4, "max_pre": 2, "max_validators": 2, "max_post": 2},
+        "warnings": warnings, "recommendations": recommendations,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_configured_is_refused() {
+        assert!(!key_fits(None, None) && !key_fits(None, Some("")) && !key_fits(Some("a"), None));
+        assert!(!key_fits(Some("a"), Some("b")) && key_fits(Some("a"), Some("a")));
+    }
+
+    #[test]
+    fn scores() {
+        let policy = |pre: usize, validators: usize, post: usize| {
+            let items = |n: usize| (0..n).map(|i| json!({"id": format!("e{i}")})).collect::<Vec<_>>();
+            PolicyDocument::parse(&json!({"pre": items(pre), "validators": items(validators), "post": items(post)}))
+                .unwrap()
+        };
+        assert_eq!(complexity(&policy(1, 0, 0))["complexity_level"], "low");
+        assert_eq!(complexity(&policy(1, 1, 1))["complexity_score"], 45);
+        let big = complexity(&policy(4, 3, 3));
+        assert_eq!(
+            (
+                big["complexity_score"].as_u64(),
+                big["warnings"].as_array().unwrap().len()
+            ),
+            (Some(100), 4)
+        );
+    }
+}

@@ -1,0 +1,272 @@
+//! `ext-bridge serve`: loops on their own threads; HTTP, gRPC, signals and admin operations on the main one.
+
+pub mod admin;
+pub mod clock;
+pub mod event_loop;
+pub mod grpc;
+pub mod http;
+pub mod local;
+pub mod micro;
+pub mod registry;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::{Settings, Source};
+use crate::exit::{Exit, Kind};
+use crate::metrics::Metrics;
+use crate::pg;
+use event_loop::{AdminRequest, Control, EventLoop, LoopState};
+use local::Local;
+
+/// What the endpoints know of the process.
+pub struct Status {
+    /// The loops.
+    pub loops: Vec<Arc<LoopState>>,
+    /// Nothing new is taken.
+    pub draining: AtomicBool,
+    /// Which source decides.
+    pub source: Source,
+}
+
+impl Status {
+    /// Why the process is not ready; empty where it is.
+    pub fn reasons(&self) -> Vec<&'static str> {
+        let all = |f: fn(&LoopState) -> &AtomicBool| self.loops.iter().all(|state| f(state).load(Ordering::Relaxed));
+        let mut reasons = Vec::new();
+        if self.draining.load(Ordering::Relaxed) {
+            reasons.push("draining");
+        }
+        if !all(|s| &s.nats) {
+            reasons.push("nats is not connected");
+        }
+        if !all(|s| &s.subscribed) {
+            reasons.push("subscriptions are not known to the server");
+        }
+        if !all(|s| &s.source) {
+            reasons.push("the source does not decide");
+        }
+        reasons
+    }
+}
+
+/// What decides: for `auto`, Postgres if it answers at start, else the fixtures.
+pub async fn decide_source(settings: &Settings) -> Source {
+    match settings.source {
+        Source::Auto => match pg::connect(&settings.database).await {
+            Ok((_, driver, _, version)) => {
+                driver.abort();
+                tracing::info!(source = "database", extension_version = version, "Postgres decides");
+                Source::Database
+            }
+            Err(error) => {
+                tracing::warn!(%error, "Database unavailable, falling back to fixtures");
+                Source::Fixtures
+            }
+        },
+        source => source,
+    }
+}
+
+async fn listen(what: &str, address: std::net::SocketAddr) -> Result<TcpListener, Exit> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| Exit::new(Kind::Listen, format!("cannot listen on {address} for {what}: {e}")))
+}
+
+/// Runs one loop on its own thread and runtime.
+fn spawn_loop(
+    settings: Settings,
+    index: usize,
+    source: Source,
+    metrics: Arc<Metrics>,
+    state: Arc<LoopState>,
+    admin: mpsc::UnboundedSender<AdminRequest>,
+) -> (
+    std::thread::JoinHandle<()>,
+    oneshot::Receiver<Result<mpsc::UnboundedSender<Control>, Exit>>,
+) {
+    let (tell, started) = oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name(format!("loop-{index}"))
+        .spawn(move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    let _ = tell.send(Err(Exit::new(
+                        Kind::Internal,
+                        format!("cannot start a runtime: {error}"),
+                    )));
+                    return;
+                }
+            };
+            runtime.block_on(async move {
+                let capacity = settings.machine.max_in_flight * 4;
+                let local = match source {
+                    Source::Fixtures => match Local::open(&settings.fixtures, capacity) {
+                        Ok(local) => Some(local),
+                        Err(error) => {
+                            let _ = tell.send(Err(error));
+                            return;
+                        }
+                    },
+                    _ => None,
+                };
+                match EventLoop::start(&settings, index, local, metrics, state, admin).await {
+                    Ok((event_loop, handle)) => {
+                        let _ = tell.send(Ok(handle));
+                        // A task of its own, so that the runtime's other tasks get their turns in order.
+                        event_loop.run().await;
+                    }
+                    Err(error) => {
+                        let _ = tell.send(Err(Exit::new(Kind::Nats, error.to_string())));
+                    }
+                }
+            });
+        });
+    match thread {
+        Ok(thread) => (thread, started),
+        Err(error) => unreachable!("the system gives no thread: {error}"),
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub async fn run(settings: Settings) -> Result<(), Exit> {
+    warn_of_plain_nats(&settings);
+    let http_listener = listen("HTTP", settings.http).await?;
+    let grpc_listener = listen("gRPC", settings.grpc).await?;
+    let metrics = Metrics::new(settings.metrics_tenant_label);
+    let source = decide_source(&settings).await;
+    metrics.source.with_label_values(&[source.as_str()]).set(1);
+    let status = Arc::new(Status {
+        loops: (0..settings.loops).map(|_| Arc::new(LoopState::default())).collect(),
+        draining: AtomicBool::new(false),
+        source,
+    });
+    let (admin_sender, admin_requests) = mpsc::unbounded_channel();
+    let mut threads = Vec::new();
+    let mut handles = Vec::new();
+    for (index, state) in status.loops.iter().enumerate() {
+        let (thread, started) = spawn_loop(
+            settings.clone(),
+            index,
+            source,
+            Arc::clone(&metrics),
+            Arc::clone(state),
+            admin_sender.clone(),
+        );
+        let handle = started
+            .await
+            .unwrap_or_else(|_| Err(Exit::new(Kind::Internal, "a loop ended at once")))?;
+        threads.push(thread);
+        handles.push(handle);
+    }
+    let registry = registry::Registry::new(&settings, source, Arc::clone(&metrics))?;
+    let (stop, stopped) = watch::channel(false);
+    tokio::spawn(Arc::clone(&registry).tend());
+    tokio::spawn(admin::serve(settings.clone(), Arc::clone(&registry), admin_requests));
+    tokio::spawn(http::serve(
+        http_listener,
+        Arc::clone(&metrics),
+        Arc::clone(&status),
+        Arc::clone(&registry),
+        stopped.clone(),
+    ));
+    tokio::spawn(grpc::serve(
+        grpc_listener,
+        settings.api_key.clone(),
+        Arc::clone(&status),
+        registry,
+        stopped,
+    ));
+    tracing::info!(
+        source = source.as_str(),
+        prefix = settings.prefix,
+        nats = settings.nats.shown(),
+        http = %settings.http,
+        grpc = %settings.grpc,
+        "started"
+    );
+    wait_for_signal().await?;
+    drain(&settings, &status, handles).await;
+    let _ = stop.send(true);
+    for thread in threads {
+        if thread.join().is_err() {
+            return Err(Exit::new(Kind::Internal, "a loop panicked"));
+        }
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn warn_of_plain_nats(settings: &Settings) {
+    let local = |server: &str| {
+        ["127.", "localhost", "[::1]"].iter().any(|l| {
+            server
+                .rsplit_once("://")
+                .map_or(server, |(_, rest)| rest)
+                .rsplit_once('@')
+                .map_or_else(
+                    || {
+                        server
+                            .rsplit_once("://")
+                            .map_or(server, |(_, rest)| rest)
+                            .starts_with(l)
+                    },
+                    |(_, host)| host.starts_with(l),
+                )
+        })
+    };
+    let plain = settings
+        .nats
+        .servers()
+        .iter()
+        .any(|s| !s.starts_with("tls://") && !s.starts_with("wss://") && !local(s));
+    if plain && settings.nats.tls_ca.is_none() {
+        tracing::warn!(
+            nats = settings.nats.shown(),
+            "NATS beyond this machine without TLS: requests can be read on the way"
+        );
+    }
+}
+
+async fn wait_for_signal() -> Result<(), Exit> {
+    let handler = |kind| signal(kind).map_err(|e| Exit::new(Kind::Internal, format!("cannot handle signals: {e}")));
+    let (mut term, mut int) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tokio::spawn(async move {
+        term.recv().await;
+        tracing::warn!("second signal: ending at once");
+        std::process::exit(143);
+    });
+    Ok(())
+}
+
+async fn drain(settings: &Settings, status: &Status, handles: Vec<mpsc::UnboundedSender<Control>>) {
+    tracing::info!("draining");
+    status.draining.store(true, Ordering::Relaxed);
+    let mut done = Vec::new();
+    for handle in handles {
+        let (tell, told) = oneshot::channel();
+        if handle.send(Control::Drain(settings.drain_timeout, tell)).is_ok() {
+            done.push(told);
+        }
+    }
+    let all = async {
+        for told in done {
+            let _ = told.await;
+        }
+    };
+    let most = settings.drain_timeout + Duration::from_secs(10);
+    if tokio::time::timeout(most, all).await.is_err() {
+        tracing::error!("the drain did not end in time");
+    }
+}

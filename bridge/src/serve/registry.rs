@@ -1,0 +1,276 @@
+//! The registry as operators see it: the series that describe it, and the answers of admin operations.
+//!
+//! One connection of its own, used by nobody else. The bridge that holds an advisory lock shows the series, so that they
+//! exist once however many bridges run.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value as Json;
+use tokio::sync::Mutex;
+use tokio_postgres::{Client, Config, Row};
+
+use super::local::Local;
+use crate::config::{Settings, Source};
+use crate::exit::Exit;
+use crate::metrics::Metrics;
+use crate::pg::{self, PgError, describe, in_schema};
+
+/// Series are read again after this time.
+const MAX_AGE: Duration = Duration::from_secs(1);
+/// The whole registry is looked at this often.
+const SYNC: Duration = Duration::from_secs(60);
+/// The key of the advisory lock: `ext_brdg`.
+const LOCK: i64 = 0x6578_745f_6272_6467;
+
+struct Link {
+    client: Client,
+    driver: tokio::task::JoinHandle<()>,
+    schema: String,
+    leads: bool,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    link: Option<Link>,
+    read_at: Option<Instant>,
+    last_event: i64,
+}
+
+/// See the module.
+pub struct Registry {
+    config: Config,
+    source: Source,
+    metrics: Arc<Metrics>,
+    inner: Mutex<Inner>,
+}
+
+impl Registry {
+    /// Over the database, or over fixtures.
+    pub fn new(settings: &Settings, source: Source, metrics: Arc<Metrics>) -> Result<Arc<Self>, Exit> {
+        if source == Source::Fixtures {
+            for (kind, count) in Local::open(&settings.fixtures, 1)?.counts() {
+                metrics
+                    .extensions
+                    .with_label_values(&["fixtures", kind])
+                    .set(count as i64);
+            }
+            metrics.syncs.with_label_values(&["success"]).inc();
+            tracing::info!(source = "fixtures", "Extension Registry synced");
+        }
+        Ok(Arc::new(Self {
+            config: settings.database.clone(),
+            source,
+            metrics,
+            inner: Mutex::default(),
+        }))
+    }
+
+    /// Looks at the registry from time to time.
+    pub async fn tend(self: Arc<Self>) {
+        if self.source == Source::Fixtures {
+            return;
+        }
+        loop {
+            let synced = {
+                let mut inner = self.inner.lock().await;
+                self.read(&mut inner).await
+            };
+            match synced {
+                Ok(count) => {
+                    self.metrics.syncs.with_label_values(&["success"]).inc();
+                    tracing::info!(source = "database", extensions = count, "Extension Registry synced");
+                    tokio::time::sleep(SYNC).await;
+                }
+                Err(error) => {
+                    self.metrics.syncs.with_label_values(&["error"]).inc();
+                    tracing::warn!(%error, "the registry cannot be read");
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                }
+            }
+        }
+    }
+
+    /// Brings the series up to date, if they are older than a second. Waits two seconds at most.
+    pub async fn refresh(&self) {
+        if self.source == Source::Fixtures {
+            return;
+        }
+        let work = async {
+            let mut inner = self.inner.lock().await;
+            if inner.read_at.is_none_or(|at| at.elapsed() > MAX_AGE)
+                && let Err(error) = self.read(&mut inner).await
+            {
+                tracing::debug!(%error, "the registry's series are old");
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2), work).await;
+    }
+
+    async fn link<'a>(&self, inner: &'a mut Inner) -> Result<&'a mut Link, PgError> {
+        if inner.link.as_ref().is_none_or(|link| link.client.is_closed()) {
+            inner.link = None;
+            inner.last_event = 0;
+            let (client, driver, schema, _) = pg::connect(&self.config).await?;
+            inner.link = Some(Link {
+                client,
+                driver,
+                schema,
+                leads: false,
+            });
+        }
+        inner.link.as_mut().ok_or(PgError::NoExtension)
+    }
+
+    /// Rows of a statement in which `@extschema@` stands for the extension's schema.
+    pub async fn query(
+        &self,
+        sql: &str,
+        params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<Vec<Row>, PgError> {
+        let work = async {
+            let mut inner = self.inner.lock().await;
+            let link = self.link(&mut inner).await?;
+            Ok(link.client.query(&in_schema(sql, &link.schema), params).await?)
+        };
+        tokio::time::timeout(Duration::from_secs(5), work)
+            .await
+            .unwrap_or(Err(PgError::TimedOut))
+    }
+
+    async fn read(&self, inner: &mut Inner) -> Result<i64, PgError> {
+        let result = self.read_series(inner).await;
+        if let Err(PgError::Postgres(error)) = &result {
+            tracing::debug!(error = describe(error), "reading the series failed");
+            inner.link = None;
+        }
+        result
+    }
+
+    async fn read_series(&self, inner: &mut Inner) -> Result<i64, PgError> {
+        let metrics = &self.metrics;
+        let last_event = {
+            self.link(inner).await?;
+            inner.last_event
+        };
+        let link = self.link(inner).await?;
+        let row = link
+            .client
+            .query_one("select pg_catalog.pg_try_advisory_lock($1)", &[&LOCK])
+            .await?;
+        let held: bool = row.get(0);
+        if held && link.leads {
+            // Locks of a session count; give the second one back.
+            link.client
+                .execute("select pg_catalog.pg_advisory_unlock($1)", &[&LOCK])
+                .await?;
+        }
+        link.leads = held;
+        metrics.leader.set(i64::from(held));
+        let counts = link
+            .client
+            .query(&in_schema(include_str!("../queries/counts.sql"), &link.schema), &[])
+            .await?;
+        let total = counts.iter().map(|row| row.get::<_, i64>(1)).sum();
+        if !held {
+            metrics.extensions.reset();
+            metrics.breaker_state.reset();
+            metrics.success_rate.reset();
+            metrics.latency_p95.reset();
+            metrics.instance_health.reset();
+            metrics.breaker_opened.reset();
+            inner.last_event = 0;
+            inner.read_at = Some(Instant::now());
+            return Ok(total);
+        }
+        let health = link
+            .client
+            .query(&in_schema(include_str!("../queries/health.sql"), &link.schema), &[])
+            .await?;
+        let instances = link
+            .client
+            .query(&in_schema(include_str!("../queries/instances.sql"), &link.schema), &[])
+            .await?;
+        let openings = in_schema(include_str!("../queries/openings.sql"), &link.schema);
+        // A role without rights to the history still shows the rest.
+        let openings = link
+            .client
+            .query(&openings, &[&last_event])
+            .await
+            .unwrap_or_else(|error| {
+                tracing::debug!(error = describe(&error), "openings of breakers cannot be read");
+                Vec::new()
+            });
+        metrics.extensions.reset();
+        for row in &counts {
+            metrics
+                .extensions
+                .with_label_values(&["database", row.get::<_, &str>(0)])
+                .set(row.get(1));
+        }
+        metrics.breaker_state.reset();
+        metrics.success_rate.reset();
+        metrics.latency_p95.reset();
+        for row in &health {
+            let id: &str = row.get(0);
+            let state: &str = row.get(1);
+            let value = match state {
+                "open" => 2,
+                "half_open" => 1,
+                _ => 0,
+            };
+            metrics.breaker_state.with_label_values(&[id, state]).set(value);
+            if let Some(rate) = row.get::<_, Option<f64>>(2) {
+                metrics.success_rate.with_label_values(&[id]).set(rate);
+            }
+            if let Some(p95) = row.get::<_, Option<f64>>(3) {
+                metrics.latency_p95.with_label_values(&[id]).set(p95);
+            }
+            metrics.breaker_opened.with_label_values(&[id]).inc_by(0);
+        }
+        metrics.instance_health.reset();
+        for row in &instances {
+            let labels: [&str; 3] = [row.get(0), row.get(1), row.get(2)];
+            metrics.instance_health.with_label_values(&labels).set(1);
+        }
+        let mut newest = last_event;
+        if last_event == 0 {
+            metrics.breaker_opened.reset();
+        }
+        for row in &openings {
+            let count: i64 = row.get(1);
+            metrics
+                .breaker_opened
+                .with_label_values(&[row.get::<_, &str>(0)])
+                .inc_by(u64::try_from(count).unwrap_or(0));
+            newest = newest.max(row.get(2));
+        }
+        inner.last_event = newest;
+        inner.read_at = Some(Instant::now());
+        Ok(total)
+    }
+
+    /// One JSON value of a statement that gives one row of `jsonb`.
+    pub async fn json(
+        &self,
+        sql: &str,
+        params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<Json, PgError> {
+        let rows = self.query(sql, params).await?;
+        let raw: Option<pg::RawJsonb> = rows.first().and_then(|row| row.get(0));
+        Ok(raw
+            .and_then(|raw| serde_json::from_slice(&raw.0).ok())
+            .unwrap_or(Json::Null))
+    }
+
+    /// Where decisions come from.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+}
