@@ -37,7 +37,8 @@ create table @extschema@.extensions (
     constraint extensions_balancing_check
         check (@extschema@._ext_check_one_of('balancing', balancing,
             array['weighted_round_robin', 'round_robin', 'consistent_hash', 'least_latency'])),
-    constraint extensions_hash_key_check check (hash_key <> '')
+    constraint extensions_hash_key_check
+        check (@extschema@._ext_check_int('length of hash_key', length(hash_key), 1, 255))
 );
 select pg_extension_config_dump('@extschema@.extensions', '');
 
@@ -102,7 +103,8 @@ create table @extschema@.extension_versions (
     constraint extension_versions_routing_rules_check check (@extschema@._ext_check_rules(routing_rules)),
     constraint extension_versions_rollout_percent_check
         check (@extschema@._ext_check_number('rollout_percent', rollout_percent, 0, 100)),
-    constraint extension_versions_rollout_key_check check (rollout_key <> ''),
+    constraint extension_versions_rollout_key_check
+        check (@extschema@._ext_check_int('length of rollout_key', length(rollout_key), 1, 255)),
     constraint extension_versions_failure_threshold_check
         check (@extschema@._ext_check_int('circuit_breaker_failure_threshold', circuit_breaker_failure_threshold, 1, 2147483647)),
     constraint extension_versions_failure_min_rate_check

@@ -65,7 +65,6 @@ declare
         'ejection_consecutive_failures', 'max_ejection_percent'];
     changed constant text[] := array(
         select n.key from jsonb_each(to_jsonb(new)) n where n.value is distinct from to_jsonb(old) -> n.key);
-    measured text;
 begin
     if 'circuit_breaker_state' = any (changed) and new.circuit_breaker_state is distinct from 'closed' then
         raise exception using
@@ -75,24 +74,20 @@ begin
             hint = format('To open a breaker by hand: SELECT ext_breaker_force(%L, ''forced_open'');', old.extension_id);
     end if;
 
-    select c.name into measured
-    from unnest(changed) c(name)
-    where c.name <> all (settings)
-        and c.name <> 'circuit_breaker_state'
-        and not (c.name = 'circuit_breaker_opened_at'
-            and new.circuit_breaker_opened_at is null and new.circuit_breaker_state = 'closed')
-    order by c.name
-    limit 1;
-    if measured = 'extension_id' then
+    if 'circuit_breaker_opened_at' = any (changed)
+        and not (new.circuit_breaker_opened_at is null and new.circuit_breaker_state = 'closed')
+    then
         raise exception using
-            errcode = 'feature_not_supported',
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'cannot update column circuit_breaker_opened_at of extension_health: it is measured',
+            hint = 'It may be set to NULL together with circuit_breaker_state = ''closed''.';
+    end if;
+
+    if 'extension_id' = any (changed) then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
             message = 'cannot update column extension_id of extension_health',
             hint = format('UPDATE extensions SET id = %L WHERE id = %L; renames it.', new.extension_id, old.extension_id);
-    elsif measured is not null then
-        raise exception using
-            errcode = 'feature_not_supported',
-            message = format('cannot update column %s of extension_health: it is measured', measured),
-            hint = 'The settings columns can be updated, and circuit_breaker_state can be set to ''closed''.';
     end if;
 
     if changed && settings then
@@ -118,6 +113,25 @@ $$;
 comment on function @extschema@._ext_health_update() is
     'Trigger: writes the changed settings of extension_health; circuit_breaker_state = ''closed'' resets all versions at commit.';
 
+create function @extschema@._ext_health_measured() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception using
+        errcode = 'object_not_in_prerequisite_state',
+        message = 'cannot update what is measured in extension_health',
+        detail = format('Measured are %s.', (
+            select string_agg(a.attname, ', ' order by a.attnum)
+            from pg_trigger t
+            join pg_attribute a on a.attrelid = t.tgrelid and a.attnum = any (t.tgattr)
+            where t.tgrelid = tg_relid and t.tgname = tg_name)),
+        hint = 'The settings columns can be updated, and circuit_breaker_state can be set to ''closed''.';
+end;
+$$;
+
+comment on function @extschema@._ext_health_measured() is 'Trigger: refuses an UPDATE of the measured columns of extension_health.';
+
 create function @extschema@._ext_health_refuse() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -136,6 +150,13 @@ $$;
 
 comment on function @extschema@._ext_health_refuse() is 'Trigger: refuses INSERT and DELETE on extension_health.';
 
+-- For the statement, since a row does not tell that a column was assigned what it had.
+create trigger measured before update of
+        last_success, last_failure, success_count, failure_count, success_rate, avg_latency_ms, p50_latency_ms,
+        p95_latency_ms, p99_latency_ms, last_latency_ms, latency_samples, latency_sum, latency_samples_window_start,
+        half_open_requests_count, open_versions, updated_at
+    on @extschema@.extension_health
+    for each statement execute function @extschema@._ext_health_measured();
 create trigger update_settings instead of update on @extschema@.extension_health
     for each row execute function @extschema@._ext_health_update();
 create trigger refuse instead of insert or delete on @extschema@.extension_health

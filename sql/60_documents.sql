@@ -2,8 +2,8 @@
 --
 -- A document speaks for the keys that it has: what it leaves out stays as it is in an existing row and takes the default in
 -- a new one. The lists versions and instances are whole where they are given: rows that they do not name are removed;
--- health: null removes the stored settings. Keys are the columns of the tables without the bookkeeping; unknown keys are
--- refused. What the tables' own checks refuse, they refuse here, too, and nothing of the document is stored.
+-- health: null removes the stored settings. Keys are the columns of the tables without the bookkeeping. What is wrong with a
+-- document is error 22023 naming extension, key and value, and nothing of it is stored.
 
 create view @extschema@._ext_documents as
 select
@@ -46,11 +46,15 @@ $$;
 comment on function @extschema@.ext_export() is
     'The registry and the policies as one document, which ext_import reads.';
 
-create function @extschema@._ext_document_keys(target regclass) returns table (name text, json_type text)
+create function @extschema@._ext_document_keys(target regclass)
+returns table (name text, json_type text, nullable boolean)
 language sql stable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select a.attname, case t.typcategory when 'B' then 'boolean' when 'N' then 'number' when 'S' then 'string' end
+    select
+        a.attname,
+        case t.typcategory when 'B' then 'boolean' when 'N' then 'number' when 'S' then 'string' end,
+        not a.attnotnull
     from pg_attribute a
     join pg_type t on t.oid = a.atttypid
     where a.attrelid = target
@@ -64,15 +68,15 @@ as $$
 $$;
 
 comment on function @extschema@._ext_document_keys(regclass) is
-    'The keys of a document about a row of this table, and the JSON type that each must have (NULL: any).';
+    'The keys of a document about a row of this table, and the JSON type that each must have (NULL: any, jsonb''s own check decides).';
 
-create function @extschema@._ext_check_document(
+create function @extschema@._ext_read_document(
     what text,
     document jsonb,
     target regclass,
     required text[],
     more jsonb default '{}'
-) returns void
+) returns jsonb
 language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
@@ -83,13 +87,14 @@ begin
     if document is null or jsonb_typeof(document) <> 'object' then
         raise exception using
             errcode = 'invalid_parameter_value',
-            message = format('%s must be a JSON object, not %s', what, coalesce(jsonb_typeof(document), 'NULL'));
+            message = format('%s must be a JSON object, not %s', what, coalesce(left(document::text, 100), 'NULL')),
+            hint = 'SELECT jsonb_pretty(ext_export()); shows the shape of documents.';
     end if;
 
     with known as (
-        select k.name, k.json_type from @extschema@._ext_document_keys(target) k
+        select k.name, k.json_type, k.nullable from @extschema@._ext_document_keys(target) k
         union all
-        select m.key, m.value from jsonb_each_text(more) m
+        select m.key, m.value, true from jsonb_each_text(more) m
     )
     select
         given.key,
@@ -100,7 +105,8 @@ begin
     into wrong
     from jsonb_each(document) given
     left join known on known.name = given.key
-    where known.name is null or jsonb_typeof(given.value) not in ('null', known.json_type)
+    where known.name is null
+        or jsonb_typeof(given.value) not in ('null', known.json_type)
     order by given.key
     limit 1;
     if wrong.key is not null and wrong.name is null then
@@ -111,8 +117,8 @@ begin
     elsif wrong.key is not null then
         raise exception using
             errcode = 'invalid_parameter_value',
-            message = format('%s: key %s must be of type %s, not %s',
-                what, to_json(wrong.key), wrong.json_type, left(wrong.value::text, 100));
+            message = format('%s: %s cannot be %s', what, wrong.key, left(wrong.value::text, 100)),
+            hint = format('Give it as JSON %s, or leave it out.', coalesce(wrong.json_type, 'object'));
     end if;
 
     select r.name into missing
@@ -122,14 +128,17 @@ begin
     if missing is not null then
         raise exception using
             errcode = 'invalid_parameter_value',
-            message = format('%s: key %s is missing', what, to_json(missing)),
+            message = format('%s: %s is missing', what, missing),
             hint = format('%s must be there.', array_to_string(required, ', '));
     end if;
+
+    return document - array(
+        select k.name from @extschema@._ext_document_keys(target) k where not k.nullable and document -> k.name = 'null');
 end;
 $$;
 
-comment on function @extschema@._ext_check_document(text, jsonb, regclass, text[], jsonb) is
-    'Raises 22023 unless document is an object with known keys of the right types, the required ones among them; known are those of the table and of more (key -> type).';
+comment on function @extschema@._ext_read_document(text, jsonb, regclass, text[], jsonb) is
+    'Returns document without the nulls that its table cannot have (they are as if left out). Raises 22023 unless it is an object with known keys of the right types, the required ones among them; known are those of the table and of more (key -> type).';
 
 create function @extschema@._ext_check_unique(what text, items jsonb, key text) returns void
 language plpgsql stable parallel safe
@@ -142,7 +151,8 @@ begin
     if twice is not null then
         raise exception using
             errcode = 'invalid_parameter_value',
-            message = format('%s %s is there twice', what, to_json(twice));
+            message = format('%s %s is there twice', what, to_json(twice)),
+            hint = 'Each may be there once.';
     end if;
 end;
 $$;
@@ -158,12 +168,17 @@ set client_min_messages = warning
 as $$
 declare
     name constant text := case when jsonb_typeof(doc -> 'id') = 'string' then doc ->> 'id' end;
-    what constant text := concat_ws(' ', 'extension', to_json(name));
+    extension constant text := concat_ws(' ', 'extension', to_json(name));
+    what text := extension;
+    given jsonb;
     epoch bigint;
     item jsonb;
     gone text;
+    reason text;
+    detail text;
+    hint text;
 begin
-    perform @extschema@._ext_check_document(what, doc, '@extschema@.extensions', array['id', 'type', 'subject'],
+    given := @extschema@._ext_read_document(extension, doc, '@extschema@.extensions', array['id', 'type', 'subject'],
         '{"health": "object", "versions": "array", "instances": "array"}');
 
     if expected_epoch is not null then
@@ -183,63 +198,81 @@ begin
             raise exception using
                 errcode = 'serialization_failure',
                 message = format('%s has changed: its epoch is %s, not %s',
-                    what, coalesce(epoch::text, 'none'), expected_epoch),
+                    extension, coalesce(epoch::text, 'none'), expected_epoch),
                 hint = 'Read it again (ext_lookup shows the epoch), then register with the new epoch.';
         end if;
     end if;
 
-    perform @extschema@._ext_put('@extschema@.extensions', jsonb_build_object('id', name),
-        doc - array['health', 'versions', 'instances']);
+    begin
+        perform @extschema@._ext_put('@extschema@.extensions', jsonb_build_object('id', name),
+            given - array['health', 'versions', 'instances']);
 
-    if jsonb_typeof(doc -> 'health') = 'object' then
-        perform @extschema@._ext_check_document(what || ' health', doc -> 'health', '@extschema@.extension_health_settings', '{}');
-        perform @extschema@._ext_put(
-            '@extschema@.extension_health_settings', jsonb_build_object('extension_id', name), doc -> 'health');
-    elsif doc ? 'health' and exists (select from @extschema@.extension_health_settings s where s.extension_id = name) then
-        delete from @extschema@.extension_health_settings s where s.extension_id = name;
-    end if;
+        what := extension || ' health';
+        if jsonb_typeof(doc -> 'health') = 'object' then
+            item := @extschema@._ext_read_document(what, doc -> 'health', '@extschema@.extension_health_settings', '{}');
+            perform @extschema@._ext_put(
+                '@extschema@.extension_health_settings', jsonb_build_object('extension_id', name), item);
+        elsif doc ? 'health' and exists (
+            select from @extschema@.extension_health_settings s where s.extension_id = name
+        ) then
+            delete from @extschema@.extension_health_settings s where s.extension_id = name;
+        end if;
 
-    if jsonb_typeof(doc -> 'versions') = 'array' then
-        perform @extschema@._ext_check_unique(what || ' version', doc -> 'versions', 'version');
-        for gone in
-            select v.version from @extschema@.extension_versions v
-            where v.id = name and not doc -> 'versions' @> jsonb_build_array(jsonb_build_object('version', v.version))
-        loop
-            delete from @extschema@.extension_versions v where v.id = name and v.version = gone;
-        end loop;
-        for item in select i.value from jsonb_array_elements(doc -> 'versions') i loop
-            perform @extschema@._ext_check_document(concat_ws(' ', what, 'version', item -> 'version'), item,
-                '@extschema@.extension_versions', array['version', 'subject']);
-            if not exists (
-                select from @extschema@.extension_versions v where v.id = name and v.version = item ->> 'version'
-            ) then
-                item := (
-                    select jsonb_build_object('timeout_ms', e.timeout_ms, 'retry', e.retry)
-                    from @extschema@.extensions e
-                    where e.id = name
-                ) || item;
-            end if;
-            perform @extschema@._ext_put('@extschema@.extension_versions',
-                jsonb_build_object('id', name, 'version', item -> 'version'), item);
-        end loop;
-    end if;
+        if jsonb_typeof(doc -> 'versions') = 'array' then
+            perform @extschema@._ext_check_unique(extension || ' version', doc -> 'versions', 'version');
+            for gone in
+                select v.version from @extschema@.extension_versions v
+                where v.id = name and not doc -> 'versions' @> jsonb_build_array(jsonb_build_object('version', v.version))
+            loop
+                delete from @extschema@.extension_versions v where v.id = name and v.version = gone;
+            end loop;
+            for item in select i.value from jsonb_array_elements(doc -> 'versions') i loop
+                what := concat_ws(' ', extension, 'version', item -> 'version');
+                item := @extschema@._ext_read_document(what, item,
+                    '@extschema@.extension_versions', array['version', 'subject']);
+                if not exists (
+                    select from @extschema@.extension_versions v where v.id = name and v.version = item ->> 'version'
+                ) then
+                    -- A new version has the extension's patience, unless it says otherwise.
+                    item := (
+                        select jsonb_build_object('timeout_ms', e.timeout_ms, 'retry', e.retry)
+                        from @extschema@.extensions e
+                        where e.id = name
+                    ) || item;
+                end if;
+                perform @extschema@._ext_put('@extschema@.extension_versions',
+                    jsonb_build_object('id', name, 'version', item -> 'version'), item);
+            end loop;
+        end if;
 
-    if jsonb_typeof(doc -> 'instances') = 'array' then
-        perform @extschema@._ext_check_unique(what || ' instance', doc -> 'instances', 'instance_id');
-        for gone in
-            select i.instance_id from @extschema@.extension_instances i
-            where i.extension_id = name
-                and not doc -> 'instances' @> jsonb_build_array(jsonb_build_object('instance_id', i.instance_id))
-        loop
-            delete from @extschema@.extension_instances i where i.extension_id = name and i.instance_id = gone;
-        end loop;
-        for item in select i.value from jsonb_array_elements(doc -> 'instances') i loop
-            perform @extschema@._ext_check_document(concat_ws(' ', what, 'instance', item -> 'instance_id'), item,
-                '@extschema@.extension_instances', array['instance_id', 'subject']);
-            perform @extschema@._ext_put('@extschema@.extension_instances',
-                jsonb_build_object('extension_id', name, 'instance_id', item -> 'instance_id'), item);
-        end loop;
-    end if;
+        if jsonb_typeof(doc -> 'instances') = 'array' then
+            perform @extschema@._ext_check_unique(extension || ' instance', doc -> 'instances', 'instance_id');
+            for gone in
+                select i.instance_id from @extschema@.extension_instances i
+                where i.extension_id = name
+                    and not doc -> 'instances' @> jsonb_build_array(jsonb_build_object('instance_id', i.instance_id))
+            loop
+                delete from @extschema@.extension_instances i where i.extension_id = name and i.instance_id = gone;
+            end loop;
+            for item in select i.value from jsonb_array_elements(doc -> 'instances') i loop
+                what := concat_ws(' ', extension, 'instance', item -> 'instance_id');
+                item := @extschema@._ext_read_document(what, item,
+                    '@extschema@.extension_instances', array['instance_id', 'subject']);
+                perform @extschema@._ext_put('@extschema@.extension_instances',
+                    jsonb_build_object('extension_id', name, 'instance_id', item -> 'instance_id'), item);
+            end loop;
+        end if;
+    exception
+        -- What the tables refuse, said of the document.
+        when check_violation or invalid_text_representation or numeric_value_out_of_range or string_data_right_truncation then
+            get stacked diagnostics
+                reason = message_text, detail = pg_exception_detail, hint = pg_exception_hint;
+            raise exception using
+                errcode = 'invalid_parameter_value',
+                message = format('%s: %s', what, reason),
+                detail = detail,
+                hint = coalesce(nullif(hint, ''), '\d+ of the table shows what its columns take.');
+    end;
 
     return @extschema@._ext_epoch(name);
 end;
@@ -255,8 +288,11 @@ as $$
 declare
     item jsonb;
     what text;
+    reason text;
+    detail text;
+    hint text;
 begin
-    perform @extschema@._ext_check_document('the document', doc, null, '{}', '{"extensions": "array", "policies": "array"}');
+    perform @extschema@._ext_read_document('the document', doc, null, '{}', '{"extensions": "array", "policies": "array"}');
     extensions := 0;
     policies := 0;
     if jsonb_typeof(doc -> 'extensions') = 'array' then
@@ -268,11 +304,22 @@ begin
     end if;
     if jsonb_typeof(doc -> 'policies') = 'array' then
         for item in select i.value from jsonb_array_elements(doc -> 'policies') i loop
-            what := concat_ws(' ', 'policy', item -> 'policy_id', 'of', item -> 'tenant_id');
-            perform @extschema@._ext_check_document(what, item, '@extschema@.extension_policies',
+            what := concat_ws(' ', 'policy', item -> 'tenant_id', item -> 'policy_id');
+            item := @extschema@._ext_read_document(what, item, '@extschema@.extension_policies',
                 array['tenant_id', 'policy_id', 'document']);
-            perform @extschema@._ext_put('@extschema@.extension_policies',
-                jsonb_build_object('tenant_id', item -> 'tenant_id', 'policy_id', item -> 'policy_id'), item);
+            begin
+                perform @extschema@._ext_put('@extschema@.extension_policies',
+                    jsonb_build_object('tenant_id', item -> 'tenant_id', 'policy_id', item -> 'policy_id'), item);
+            exception
+                when check_violation or string_data_right_truncation then
+                    get stacked diagnostics
+                        reason = message_text, detail = pg_exception_detail, hint = pg_exception_hint;
+                    raise exception using
+                        errcode = 'invalid_parameter_value',
+                        message = format('%s: %s', what, reason),
+                        detail = detail,
+                        hint = coalesce(nullif(hint, ''), '\d+ extension_policies shows what its columns take.');
+            end;
             policies := policies + 1;
         end loop;
     end if;

@@ -51,6 +51,7 @@ as $$
             ('@extschema@.extension_breaker_resets', '!invalidate'),
             ('@extschema@.extension_breaker_resets', '!invalidate_truncate'),
             ('@extschema@.extension_policies', 'fill'),
+            ('@extschema@.extension_health', 'measured'),
             ('@extschema@.extension_health', 'update_settings'),
             ('@extschema@.extension_health', 'refuse'),
             ('@extschema@.extension_registry_grants', 'apply')
