@@ -176,7 +176,10 @@ $$;
 comment on function @extschema@._ext_set_level(name, text, boolean) is
     'Gives the rights of a level to a role, or takes them. Usage of the schema, once given, stays.';
 
--- Rows of extension_registry_grants are what is meant; the trigger makes it so, also when a dump brings them back.
+-- Rows of extension_registry_grants are what is meant; the trigger makes it so, also when a dump brings them back. It can be
+-- put off to the end of the transaction, which _ext_apply_grants does: a GRANT within an extension's script would become one
+-- of the extension's initial privileges; those are not dumped, and outlive the role. (So does a REVOKE there with what has
+-- been granted before; hence it touches only what PUBLIC has.)
 create function @extschema@._ext_apply_grant() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -206,7 +209,8 @@ $$;
 
 comment on function @extschema@._ext_apply_grant() is 'Trigger: gives or takes the rights that a row of extension_registry_grants means.';
 
-create trigger apply after insert or update or delete on @extschema@.extension_registry_grants
+create constraint trigger apply after insert or update or delete on @extschema@.extension_registry_grants
+    deferrable initially immediate
     for each row execute function @extschema@._ext_apply_grant();
 
 create function @extschema@.ext_grant(role regrole, level text) returns void
@@ -252,13 +256,13 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     member record;
-    given record;
 begin
     for member in
         select f.oid::regprocedure::text as object
         from pg_proc f
         join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = f.oid and d.deptype = 'e'
         join pg_extension x on x.oid = d.refobjid and x.extname = 'ext_registry'
+        where has_function_privilege('public', f.oid, 'execute')
     loop
         execute format('revoke all on function %s from public', member.object);
     end loop;
@@ -268,22 +272,17 @@ begin
         join pg_depend d on d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
         join pg_extension x on x.oid = d.refobjid and x.extname = 'ext_registry'
         -- (Row types of tables and views stay as Postgres makes them: pg_dump knows no rights on these.)
-        where t.typname <> 'hdr' and t.typelem = 0
+        where t.typname <> 'hdr' and t.typelem = 0 and has_type_privilege('public', t.oid, 'usage')
     loop
         execute format('revoke all on type %s from public', member.object);
     end loop;
-    for given in
-        select g.role, g.level
-        from @extschema@.extension_registry_grants g
-        join pg_roles r on r.rolname = g.role
-    loop
-        perform @extschema@._ext_set_level(given.role, given.level, true);
-    end loop;
+    set constraints @extschema@.apply deferred;
+    update @extschema@.extension_registry_grants set granted_at = granted_at;
 end;
 $$;
 
 comment on function @extschema@._ext_apply_grants() is
-    'Takes everything from PUBLIC but the type hdr, and gives the recorded levels once more. For the end of install and update scripts.';
+    'Takes everything from PUBLIC but the type hdr, and gives the recorded levels once more at the end of the transaction. For the end of install and update scripts.';
 
 select @extschema@._ext_apply_grants();
 
