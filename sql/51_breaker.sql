@@ -24,7 +24,7 @@ begin
         raise exception using
             errcode = 'undefined_object',
             message = format('extension %s is not registered', coalesce(to_json(id)::text, 'NULL')),
-            hint = 'SELECT id FROM extensions; lists those that are.';
+            hint = 'See the registered ones with: select id from extensions.';
     end if;
 
     if version is null then

@@ -6,7 +6,8 @@ set local application_name = 'regress/audit';
 create temporary view log as
 select extension_id, action, table_name, row_number() over (order by changed_at) as n,
     old_values, new_values, changed_by, changed_role, application_name, transaction_id
-from extension_audit_log;
+from extension_audit_log
+where transaction_id = pg_current_xact_id();
 
 insert into extensions (id, type, subject) values ('a', 'pre', 's.a');
 insert into extension_versions (id, version, subject, timeout_ms, retry) values ('a', 'v2', 's.a2', 100, 0);

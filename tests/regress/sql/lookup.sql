@@ -1,6 +1,4 @@
--- Look-ups and health functions.
-\set ON_ERROR_ROLLBACK on
-begin;
+-- Look-ups and health functions. Commits, and cleans up.
 
 insert into extensions (id, type, subject, enabled) values
     ('guard', 'validator', 'beamline.ext.validate.guard.v1', true),
@@ -43,7 +41,9 @@ from ext_registry_status();
 select * from ext_reload();
 
 -- A trigger that is not as it should be is reported.
+begin;
 alter table extension_versions enable trigger "!invalidate";
 select triggers_intact from ext_registry_status();
-
 rollback;
+
+delete from extensions where id in ('guard', 'mask');
