@@ -17,7 +17,14 @@ pub struct Result {
 }
 
 /// Settles the call behind a ticket. A lapsed call counts in the statistics and moves no breaker.
-pub fn settle(version: &Target, instance: Option<&Target>, taken: &Taken, result: Result, now_us: u64, random: u64) -> Option<Transition> {
+pub fn settle(
+    version: &Target,
+    instance: Option<&Target>,
+    taken: &Taken,
+    result: Result,
+    now_us: u64,
+    random: u64,
+) -> Option<Transition> {
     if !taken.lapsed {
         release(version, instance);
     }
@@ -36,7 +43,13 @@ pub fn settle(version: &Target, instance: Option<&Target>, taken: &Taken, result
 }
 
 /// Takes in an outcome that came without a ticket.
-pub fn settle_unticketed(version: &Target, instance: Option<&Target>, result: Result, now_us: u64, random: u64) -> Option<Transition> {
+pub fn settle_unticketed(
+    version: &Target,
+    instance: Option<&Target>,
+    result: Result,
+    now_us: u64,
+    random: u64,
+) -> Option<Transition> {
     count(version, instance, result, now_us);
     let settings = version.settings.load();
     let report = Report {

@@ -32,7 +32,9 @@ impl Schedule {
         {
             return Some(Self { cycle });
         }
-        Some(Self { cycle: quota(&weights, total) })
+        Some(Self {
+            cycle: quota(&weights, total),
+        })
     }
 
     /// The member whose turn it is.
@@ -67,7 +69,10 @@ fn reduce(weights: &[u32]) -> Option<Vec<u64>> {
         return Some(reduced);
     }
     // Largest remainder; no member with a weight loses all of its picks.
-    let mut scaled: Vec<u64> = reduced.iter().map(|&w| if w == 0 { 0 } else { (w * MAX_CYCLE / total).max(1) }).collect();
+    let mut scaled: Vec<u64> = reduced
+        .iter()
+        .map(|&w| if w == 0 { 0 } else { (w * MAX_CYCLE / total).max(1) })
+        .collect();
     let mut missing = MAX_CYCLE.saturating_sub(scaled.iter().sum());
     let mut by_remainder: Vec<usize> = (0..reduced.len()).filter(|&i| reduced[i] > 0).collect();
     by_remainder.sort_by_key(|&i| Reverse(reduced[i] * MAX_CYCLE % total));
@@ -125,8 +130,10 @@ fn quota(weights: &[u64], total: u64) -> Box<[u32]> {
     let release = |i: usize, c: u128| ((c * scale + scale - b) * total).div_ceil(u128::from(weights[i]) * scale);
     let deadline = |i: usize, c: u128| (c * scale + b) * total / (u128::from(weights[i]) * scale);
     let mut counts = vec![0u128; weights.len()];
-    let mut waiting: BinaryHeap<Reverse<(u128, usize)>> =
-        (0..weights.len()).filter(|&i| weights[i] > 0).map(|i| Reverse((release(i, 0), i))).collect();
+    let mut waiting: BinaryHeap<Reverse<(u128, usize)>> = (0..weights.len())
+        .filter(|&i| weights[i] > 0)
+        .map(|i| Reverse((release(i, 0), i)))
+        .collect();
     let mut ready: BTreeSet<(u128, usize)> = BTreeSet::new();
     let mut cycle = Vec::with_capacity(total as usize);
     for turn in 1..=total {

@@ -227,11 +227,19 @@ impl Word {
             State::Open => 1,
             State::HalfOpen => 2,
         };
-        state << 62 | self.growth << 60 | u64::from(self.generation & GENERATION_MASK) << TIME_BITS | self.at_ms & TIME_MASK
+        state << 62
+            | self.growth << 60
+            | u64::from(self.generation & GENERATION_MASK) << TIME_BITS
+            | self.at_ms & TIME_MASK
     }
 
     fn next(self, state: State, growth: u64, at_ms: u64) -> Self {
-        Self { state, growth, generation: (self.generation + 1) & GENERATION_MASK, at_ms }
+        Self {
+            state,
+            growth,
+            generation: (self.generation + 1) & GENERATION_MASK,
+            at_ms,
+        }
     }
 }
 
@@ -303,7 +311,11 @@ impl Breaker {
         loop {
             let raw = self.word.load(Acquire);
             let word = Word::unpack(raw);
-            let answer = |admission| Admitted { admission, generation: word.generation, transition };
+            let answer = |admission| Admitted {
+                admission,
+                generation: word.generation,
+                transition,
+            };
             match settings.mode {
                 Mode::Auto => {}
                 Mode::ForcedOpen => return answer(Admission::Refused(None)),
@@ -319,16 +331,25 @@ impl Breaker {
                     let next = word.next(State::HalfOpen, word.growth, now_ms);
                     if self.word.compare_exchange(raw, next.pack(), AcqRel, Relaxed).is_ok() {
                         let tally = Tally::default();
-                        transition = Some(Transition { from: State::Open, to: State::HalfOpen, reason: Reason::OpenTimeOver, tally });
+                        transition = Some(Transition {
+                            from: State::Open,
+                            to: State::HalfOpen,
+                            reason: Reason::OpenTimeOver,
+                            tally,
+                        });
                     }
                 }
                 // Fewer probes may be asked for than when the last of them succeeded.
                 State::HalfOpen if self.recoveries(word.generation) as usize >= settings.probes() => {
-                    let tally = Tally { successes: settings.probes() as u64, ..Tally::default() };
+                    let tally = Tally {
+                        successes: settings.probes() as u64,
+                        ..Tally::default()
+                    };
                     transition = self.close(raw, now_us, Reason::Recovered, tally).or(transition);
                 }
                 State::HalfOpen => {
-                    let admission = self.take_lease(settings, word.generation, word_ms(now_us), word_ms(lease_until_us));
+                    let admission =
+                        self.take_lease(settings, word.generation, word_ms(now_us), word_ms(lease_until_us));
                     // A lease taken for a generation that has just ended is void; look again.
                     if self.word.load(Acquire) == raw {
                         return answer(admission);
@@ -353,7 +374,10 @@ impl Breaker {
             (Mode::Auto, State::Open) => probe,
             (Mode::Auto, State::HalfOpen) => {
                 let slots = &self.leases[..settings.probes()];
-                if slots.iter().any(|slot| Slot(slot.load(Relaxed)).is_free(word.generation, now_ms)) {
+                if slots
+                    .iter()
+                    .any(|slot| Slot(slot.load(Relaxed)).is_free(word.generation, now_ms))
+                {
                     probe
                 } else {
                     Admission::Refused(self.earliest_end(settings, word.generation, now_ms))
@@ -367,7 +391,10 @@ impl Breaker {
         for (index, slot) in self.leases[..settings.probes()].iter().enumerate() {
             let seen = slot.load(Relaxed);
             if Slot(seen).is_free(generation, now_ms) && slot.compare_exchange(seen, taken, AcqRel, Relaxed).is_ok() {
-                return Admission::Probe(Lease { slot: index as u8, word: taken });
+                return Admission::Probe(Lease {
+                    slot: index as u8,
+                    word: taken,
+                });
             }
         }
         Admission::Refused(self.earliest_end(settings, generation, now_ms))
@@ -410,7 +437,10 @@ impl Breaker {
         if let Some(lease) = report.lease {
             return self.report_probe(settings, report, lease, now_us, random);
         }
-        if report.generation.is_some_and(|generation| generation != word.generation) {
+        if report
+            .generation
+            .is_some_and(|generation| generation != word.generation)
+        {
             return None;
         }
         match word.state {
@@ -446,7 +476,10 @@ impl Breaker {
         self.leases[..settings.probes()]
             .iter()
             .enumerate()
-            .map(|(index, slot)| Lease { slot: index as u8, word: slot.load(Relaxed) })
+            .map(|(index, slot)| Lease {
+                slot: index as u8,
+                word: slot.load(Relaxed),
+            })
             .filter(|lease| {
                 let slot = Slot(lease.word);
                 slot.is_of(generation) && !slot.is_done() && slot.deadline_ms() >= now_ms
@@ -454,7 +487,14 @@ impl Breaker {
             .min_by_key(|lease| Slot(lease.word).deadline_ms())
     }
 
-    fn report_probe(&self, settings: &Settings, report: Report, lease: Lease, now_us: u64, random: u64) -> Option<Transition> {
+    fn report_probe(
+        &self,
+        settings: &Settings,
+        report: Report,
+        lease: Lease,
+        now_us: u64,
+        random: u64,
+    ) -> Option<Transition> {
         let raw = self.word.load(Acquire);
         let word = Word::unpack(raw);
         let slot = self.leases.get(usize::from(lease.slot))?;
@@ -465,11 +505,15 @@ impl Breaker {
         }
         if report.verdict == Verdict::Success && !report.slow {
             // Whoever turns the lease into a done one counts the success, once.
-            slot.compare_exchange(lease.word, lease.word | DONE, AcqRel, Relaxed).ok()?;
+            slot.compare_exchange(lease.word, lease.word | DONE, AcqRel, Relaxed)
+                .ok()?;
             if (self.count_recovery(word.generation) as usize) < settings.probes() {
                 return None;
             }
-            let tally = Tally { successes: settings.probes() as u64, ..Tally::default() };
+            let tally = Tally {
+                successes: settings.probes() as u64,
+                ..Tally::default()
+            };
             return self.close(raw, now_us, Reason::Recovered, tally);
         }
         slot.compare_exchange(lease.word, 0, AcqRel, Relaxed).ok()?;
@@ -477,9 +521,22 @@ impl Breaker {
             return None;
         }
         let (reason, tally) = if report.slow {
-            (Reason::ProbeSlow, Tally { successes: 1, slow: 1, ..Tally::default() })
+            (
+                Reason::ProbeSlow,
+                Tally {
+                    successes: 1,
+                    slow: 1,
+                    ..Tally::default()
+                },
+            )
         } else {
-            (Reason::ProbeFailed, Tally { failures: 1, ..Tally::default() })
+            (
+                Reason::ProbeFailed,
+                Tally {
+                    failures: 1,
+                    ..Tally::default()
+                },
+            )
         };
         self.open(settings, raw, now_us, random, reason, tally)
     }
@@ -487,14 +544,22 @@ impl Breaker {
     /// The successful probes of this generation.
     fn recoveries(&self, generation: u32) -> u32 {
         let seen = self.recovery.load(Acquire);
-        if (seen >> 32) as u32 == generation { seen as u32 } else { 0 }
+        if (seen >> 32) as u32 == generation {
+            seen as u32
+        } else {
+            0
+        }
     }
 
     /// Counts a successful probe of this generation and returns how many there are now.
     fn count_recovery(&self, generation: u32) -> u32 {
         let mut seen = self.recovery.load(Relaxed);
         loop {
-            let count = if (seen >> 32) as u32 == generation { seen as u32 + 1 } else { 1 };
+            let count = if (seen >> 32) as u32 == generation {
+                seen as u32 + 1
+            } else {
+                1
+            };
             let next = u64::from(generation) << 32 | u64::from(count);
             match self.recovery.compare_exchange_weak(seen, next, AcqRel, Relaxed) {
                 Ok(_) => return count,
@@ -503,14 +568,31 @@ impl Breaker {
         }
     }
 
-    fn open(&self, settings: &Settings, raw: u64, now_us: u64, random: u64, reason: Reason, tally: Tally) -> Option<Transition> {
+    fn open(
+        &self,
+        settings: &Settings,
+        raw: u64,
+        now_us: u64,
+        random: u64,
+        reason: Reason,
+        tally: Tally,
+    ) -> Option<Transition> {
         let word = Word::unpack(raw);
-        let growth = if word.state == State::HalfOpen { (word.growth + 1).min(MAX_GROWTH) } else { 0 };
+        let growth = if word.state == State::HalfOpen {
+            (word.growth + 1).min(MAX_GROWTH)
+        } else {
+            0
+        };
         let open_us = jitter(settings.open_us << growth, random);
         let next = word.next(State::Open, growth, word_ms(now_us + open_us).max(word_ms(now_us) + 1));
         self.word.compare_exchange(raw, next.pack(), AcqRel, Relaxed).ok()?;
         self.opened_us.store(now_us, Relaxed);
-        Some(Transition { from: word.state, to: State::Open, reason, tally })
+        Some(Transition {
+            from: word.state,
+            to: State::Open,
+            reason,
+            tally,
+        })
     }
 
     fn close(&self, raw: u64, now_us: u64, reason: Reason, tally: Tally) -> Option<Transition> {
@@ -519,7 +601,12 @@ impl Breaker {
         // Cleared first: an outcome of the new generation must not be lost. Late ones of the old are dropped by their generation.
         self.window.clear();
         self.word.compare_exchange(raw, next.pack(), AcqRel, Relaxed).ok()?;
-        Some(Transition { from: word.state, to: State::Closed, reason, tally })
+        Some(Transition {
+            from: word.state,
+            to: State::Closed,
+            reason,
+            tally,
+        })
     }
 
     /// Applies reset number `number` once, for all sessions: closed, window, leases and growth cleared.
@@ -542,7 +629,12 @@ impl Breaker {
             let next = word.next(State::Closed, 0, word_ms(now_us));
             if self.word.compare_exchange(raw, next.pack(), AcqRel, Relaxed).is_ok() {
                 let tally = Tally::default();
-                return (word.state != State::Closed).then_some(Transition { from: word.state, to: State::Closed, reason, tally });
+                return (word.state != State::Closed).then_some(Transition {
+                    from: word.state,
+                    to: State::Closed,
+                    reason,
+                    tally,
+                });
             }
         }
     }
@@ -578,8 +670,14 @@ impl Breaker {
         let half_open = word.state == State::HalfOpen;
         View {
             state,
-            opened_us: (state != State::Closed).then(|| self.opened_us.load(Relaxed)).filter(|at| *at > 0),
-            live_leases: if half_open { self.leases.iter().filter(live).count() as u32 } else { 0 },
+            opened_us: (state != State::Closed)
+                .then(|| self.opened_us.load(Relaxed))
+                .filter(|at| *at > 0),
+            live_leases: if half_open {
+                self.leases.iter().filter(live).count() as u32
+            } else {
+                0
+            },
             probe_successes: if half_open { self.recoveries(word.generation) } else { 0 },
             retry_after_us: match self.peek(settings, now_us) {
                 Admission::Refused(after) => after,
@@ -593,7 +691,9 @@ impl Breaker {
     /// The words that survive a restart: state, last opening, resets, and the window. Leases do not: their calls are gone.
     pub fn words(&self) -> impl Iterator<Item = u64> {
         let word = self.word.load(Acquire);
-        [word, self.opened_us.load(Relaxed), self.resets.load(Relaxed)].into_iter().chain(self.window.words())
+        [word, self.opened_us.load(Relaxed), self.resets.load(Relaxed)]
+            .into_iter()
+            .chain(self.window.words())
     }
 
     /// How many words [`Breaker::words`] gives.

@@ -103,7 +103,9 @@ pub struct Pool {
 impl Pool {
     /// The cycle over [`Pool::eligible`].
     pub fn schedule(&self, extension: &Compiled) -> Option<&Schedule> {
-        self.schedule.get_or_init(|| extension.schedule_of(&self.eligible)).as_ref()
+        self.schedule
+            .get_or_init(|| extension.schedule_of(&self.eligible))
+            .as_ref()
     }
 }
 
@@ -128,19 +130,30 @@ impl Compiled {
         let mut warnings = Vec::new();
         for version in &row.versions {
             if let Err(error) = &version.rules {
-                warnings.push(format!("version \"{}\" of \"{}\" never matches: {error}", version.version, row.id));
+                warnings.push(format!(
+                    "version \"{}\" of \"{}\" never matches: {error}",
+                    version.version, row.id
+                ));
             }
         }
         let mut instances = row.instances;
         instances.sort_unstable_by(|a, b| a.instance_id.cmp(&b.instance_id));
-        let subjects: Vec<&str> =
-            row.versions.iter().map(|v| v.subject.as_str()).chain([row.subject.as_str()]).collect();
+        let subjects: Vec<&str> = row
+            .versions
+            .iter()
+            .map(|v| v.subject.as_str())
+            .chain([row.subject.as_str()])
+            .collect();
         let bound = |name: &str, subject: &str| -> Vec<u32> {
             let serves = |instance: &InstanceRow| match &instance.version {
                 Some(version) => version == name,
                 None => instance.subject == subject || !subjects.contains(&instance.subject.as_str()),
             };
-            (0u32..).zip(&instances).filter(|(_, instance)| serves(instance)).map(|(place, _)| place).collect()
+            (0u32..)
+                .zip(&instances)
+                .filter(|(_, instance)| serves(instance))
+                .map(|(place, _)| place)
+                .collect()
         };
         let compiled_instances: Box<[Instance]> = instances.iter().map(Instance::new).collect();
         let pool = |name: &str, subject: &str| Pool::new(bound(name, subject), &compiled_instances);
@@ -217,9 +230,15 @@ impl Compiled {
         let matches = |version: &Version| {
             version.enabled
                 && version.rollout == 10_000
-                && version.rules.as_ref().is_ok_and(|rules| rules.matches(&crate::context::Empty))
+                && version
+                    .rules
+                    .as_ref()
+                    .is_ok_and(|rules| rules.matches(&crate::context::Empty))
         };
-        self.versions[..self.own()].iter().position(matches).unwrap_or(self.own())
+        self.versions[..self.own()]
+            .iter()
+            .position(matches)
+            .unwrap_or(self.own())
     }
 }
 
@@ -248,7 +267,10 @@ impl Version {
 
     /// More keys first, then the higher version.
     fn order(&self, other: &Self) -> Ordering {
-        other.specificity().cmp(&self.specificity()).then_with(|| natural::compare(&other.name, &self.name))
+        other
+            .specificity()
+            .cmp(&self.specificity())
+            .then_with(|| natural::compare(&other.name, &self.name))
     }
 }
 
@@ -268,7 +290,11 @@ impl Instance {
         Self {
             id: row.instance_id.as_str().into(),
             subject: row.subject.as_str().into(),
-            weight: if row.health == Health::Degraded { row.weight } else { row.weight * 2 },
+            weight: if row.health == Health::Degraded {
+                row.weight
+            } else {
+                row.weight * 2
+            },
             available: row.enabled && !row.draining,
             ineligible,
         }
@@ -278,7 +304,11 @@ impl Instance {
 impl Pool {
     fn new(members: Vec<u32>, instances: &[Instance]) -> Self {
         let select = |wanted: fn(&Instance) -> bool| -> Box<[u32]> {
-            members.iter().copied().filter(|place| wanted(&instances[*place as usize])).collect()
+            members
+                .iter()
+                .copied()
+                .filter(|place| wanted(&instances[*place as usize]))
+                .collect()
         };
         Self {
             eligible: select(|instance| instance.ineligible.is_none()),

@@ -77,7 +77,10 @@ impl Reason {
 
     /// Whether the call may be sent.
     pub const fn is_allowed(self) -> bool {
-        matches!(self, Self::Probe | Self::Panic | Self::NoInstances | Self::FallbackVersion | Self::Ok)
+        matches!(
+            self,
+            Self::Probe | Self::Panic | Self::NoInstances | Self::FallbackVersion | Self::Ok
+        )
     }
 }
 
@@ -103,7 +106,15 @@ pub struct Decision {
 impl Decision {
     /// A refusal without a version.
     pub const fn refused(reason: Reason) -> Self {
-        Self { reason, version: None, instance: None, retry_after_ms: None, generation: 0, lease: None, transition: None }
+        Self {
+            reason,
+            version: None,
+            instance: None,
+            retry_after_ms: None,
+            generation: 0,
+            lease: None,
+            transition: None,
+        }
     }
 }
 
@@ -159,35 +170,82 @@ pub fn decide<C: Context + ?Sized, L: Live, W: Witness>(
         witness.see(|| found("lookup", &extension.id, "refused", "extensions.enabled is false"));
         return Decision::refused(Reason::ExtensionDisabled);
     }
-    witness.see(|| found("lookup", &extension.id, "passed", format!("{}, enabled", extension.kind.as_str())));
+    witness.see(|| {
+        found(
+            "lookup",
+            &extension.id,
+            "passed",
+            format!("{}, enabled", extension.kind.as_str()),
+        )
+    });
     if let Some(refusal) = refuse_tenant(extension, request.context, witness) {
         return refusal;
     }
-    let mut search = Search { extension, request, live, refused: None, decision: None };
+    let mut search = Search {
+        extension,
+        request,
+        live,
+        refused: None,
+        decision: None,
+    };
     search.rows(witness);
     let own = extension.own();
     if search.decision.is_none() && search.refused.is_none() {
         if extension.versions[own].enabled {
             search.attempt(own, witness);
         } else {
-            witness.see(|| found("version", &extension.versions[own].name, "skipped", "its row in extension_versions is disabled"));
+            witness.see(|| {
+                found(
+                    "version",
+                    &extension.versions[own].name,
+                    "skipped",
+                    "its row in extension_versions is disabled",
+                )
+            });
         }
     } else {
-        witness.see(|| found("version", &extension.versions[own].name, "not reached", "the row in extensions serves only where no version's rules match"));
+        witness.see(|| {
+            found(
+                "version",
+                &extension.versions[own].name,
+                "not reached",
+                "the row in extensions serves only where no version's rules match",
+            )
+        });
     }
     let decision = search.finish();
     witness.see(|| {
-        let detail = decision.retry_after_ms.map_or_else(String::new, |ms| format!("retry after {ms} ms"));
-        found("decision", &extension.id, if decision.reason.is_allowed() { "allowed" } else { "refused" }, format!("{} {detail}", decision.reason.as_str()).trim())
+        let detail = decision
+            .retry_after_ms
+            .map_or_else(String::new, |ms| format!("retry after {ms} ms"));
+        found(
+            "decision",
+            &extension.id,
+            if decision.reason.is_allowed() {
+                "allowed"
+            } else {
+                "refused"
+            },
+            format!("{} {detail}", decision.reason.as_str()).trim(),
+        )
     });
     decision
 }
 
 fn found(stage: &'static str, candidate: &str, verdict: &'static str, detail: impl Into<String>) -> Finding {
-    Finding { stage, candidate: candidate.to_owned(), verdict, detail: detail.into() }
+    Finding {
+        stage,
+        candidate: candidate.to_owned(),
+        verdict,
+        detail: detail.into(),
+    }
 }
 
-fn refuse_tenant<C: Context + ?Sized, W: Witness>(extension: &Compiled, context: &C, witness: &mut W) -> Option<Decision> {
+fn refuse_tenant<C: Context + ?Sized, W: Witness>(
+    extension: &Compiled,
+    context: &C,
+    witness: &mut W,
+) -> Option<Decision> {
     if extension.tenants == crate::model::Tenants::All {
         return None;
     }
@@ -197,7 +255,14 @@ fn refuse_tenant<C: Context + ?Sized, W: Witness>(extension: &Compiled, context:
     };
     let allowed = extension.tenants.allow(tenant.as_deref());
     let name = tenant.as_deref().unwrap_or("(none)");
-    witness.see(|| found("tenant", name, if allowed { "passed" } else { "refused" }, "metadata.allowed_tenants"));
+    witness.see(|| {
+        found(
+            "tenant",
+            name,
+            if allowed { "passed" } else { "refused" },
+            "metadata.allowed_tenants",
+        )
+    });
     (!allowed).then(|| Decision::refused(Reason::TenantNotAllowed))
 }
 
@@ -226,7 +291,11 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
         let mut taken = false;
         while start < rows.len() && (W::WATCHES || !taken) {
             let specificity = rows[start].specificity();
-            let end = start + rows[start..].iter().take_while(|v| v.specificity() == specificity).count();
+            let end = start
+                + rows[start..]
+                    .iter()
+                    .take_while(|v| v.specificity() == specificity)
+                    .count();
             taken |= self.level(start..end, taken, witness);
             start = end;
         }
@@ -238,7 +307,11 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
         let extension = self.extension;
         let matching = |place: &usize| {
             let version = &extension.versions[*place];
-            version.enabled && version.rules.as_ref().is_ok_and(|rules| rules.matches(self.request.context))
+            version.enabled
+                && version
+                    .rules
+                    .as_ref()
+                    .is_ok_and(|rules| rules.matches(self.request.context))
         };
         // Nearly always one version matches, or the first has the whole share: nothing to collect then.
         let Some(first) = places.clone().find(matching) else {
@@ -246,7 +319,11 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
             return false;
         };
         let whole = extension.versions[first].rollout == 10_000;
-        let chosen = if whole { Some(first) } else { self.share(places.clone().filter(matching)) };
+        let chosen = if whole {
+            Some(first)
+        } else {
+            self.share(places.clone().filter(matching))
+        };
         let mut served = taken;
         if let Some(place) = chosen
             && !served
@@ -256,12 +333,30 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
                 return true;
             }
         }
-        for place in places.clone().filter(matching).filter(|place| Some(*place) != chosen || taken) {
+        for place in places
+            .clone()
+            .filter(matching)
+            .filter(|place| Some(*place) != chosen || taken)
+        {
             let version = &extension.versions[place];
             if served {
-                witness.see(|| found("version", &version.name, "not reached", "matches, a better match serves"));
+                witness.see(|| {
+                    found(
+                        "version",
+                        &version.name,
+                        "not reached",
+                        "matches, a better match serves",
+                    )
+                });
             } else if version.rollout < 10_000 {
-                witness.see(|| found("version", &version.name, "skipped", format!("its share of {} % leaves this key out", percent(version.rollout))));
+                witness.see(|| {
+                    found(
+                        "version",
+                        &version.name,
+                        "skipped",
+                        format!("its share of {} % leaves this key out", percent(version.rollout)),
+                    )
+                });
             } else {
                 served = self.attempt(place, witness);
             }
@@ -284,7 +379,18 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
                 Err(error) => witness.see(|| found("version", &version.name, "skipped", error.to_string())),
                 Ok(rules) => {
                     if let Some(condition) = rules.first_mismatch(context) {
-                        witness.see(|| found("version", &version.name, "skipped", format!("rule for {} does not match {}", condition.key(), show(condition.value(context).as_ref()))));
+                        witness.see(|| {
+                            found(
+                                "version",
+                                &version.name,
+                                "skipped",
+                                format!(
+                                    "rule for {} does not match {}",
+                                    condition.key(),
+                                    show(condition.value(context).as_ref())
+                                ),
+                            )
+                        });
                     }
                 }
             }
@@ -322,9 +428,13 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
     }
 
     fn sticky_key(&self, name: &str) -> Option<Cow<'_, str>> {
-        [name, "request_id", "trace_id"]
-            .into_iter()
-            .find_map(|key| self.request.context.get(key)?.key_text().map(|text| Cow::Owned(text.into_owned())))
+        [name, "request_id", "trace_id"].into_iter().find_map(|key| {
+            self.request
+                .context
+                .get(key)?
+                .key_text()
+                .map(|text| Cow::Owned(text.into_owned()))
+        })
     }
 
     /// Asks one version's breaker, and if it lets pass, chooses an instance. Returns whether the version serves.
@@ -337,27 +447,49 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
             Some(target) => {
                 let now = self.request.now_us;
                 let admitted = target.breaker.admit(&version.settings, now, now + version.lease_us());
-                (admitted.admission, admitted.generation, admitted.transition.map(|t| (version.target, t)))
+                (
+                    admitted.admission,
+                    admitted.generation,
+                    admitted.transition.map(|t| (version.target, t)),
+                )
             }
         };
         let lease = match admission {
             Admission::Pass => None,
             Admission::Probe(lease) => Some(lease),
             Admission::Refused(after) => {
-                let state = target.map_or(State::Open, |target| target.breaker.view(&version.settings, self.request.now_us).state);
+                let state = target.map_or(State::Open, |target| {
+                    target.breaker.view(&version.settings, self.request.now_us).state
+                });
                 witness.see(|| {
-                    let detail = after.map_or_else(|| "held open by an operator".to_owned(), |us| format!("breaker {}, retry after {} ms", state.as_str(), us / 1000));
+                    let detail = after.map_or_else(
+                        || "held open by an operator".to_owned(),
+                        |us| format!("breaker {}, retry after {} ms", state.as_str(), us / 1000),
+                    );
                     found("version", &version.name, "refused", detail)
                 });
-                let refused = self.refused.get_or_insert(Refused { best: place, retry_after_us: None, transition: None });
+                let refused = self.refused.get_or_insert(Refused {
+                    best: place,
+                    retry_after_us: None,
+                    transition: None,
+                });
                 refused.retry_after_us = [refused.retry_after_us, after].into_iter().flatten().min();
                 refused.transition = refused.transition.or(transition);
                 return false;
             }
         };
         witness.see(|| {
-            let breaker = if lease.is_some() { "half-open, this call would be a probe" } else { "closed" };
-            found("version", &version.name, "chosen", format!("breaker {breaker}; {}", why(version, place == self.extension.own())))
+            let breaker = if lease.is_some() {
+                "half-open, this call would be a probe"
+            } else {
+                "closed"
+            };
+            found(
+                "version",
+                &version.name,
+                "chosen",
+                format!("breaker {breaker}; {}", why(version, place == self.extension.own())),
+            )
         });
         let (instance, reason) = self.instance(version, target, witness);
         let reason = match reason {
@@ -366,11 +498,24 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
             reason => reason,
         };
         let transition = transition.or(self.refused.and_then(|refused| refused.transition));
-        self.decision = Some(Decision { reason, version: Some(place), instance, retry_after_ms: None, generation, lease, transition });
+        self.decision = Some(Decision {
+            reason,
+            version: Some(place),
+            instance,
+            retry_after_ms: None,
+            generation,
+            lease,
+            transition,
+        });
         true
     }
 
-    fn instance<W: Witness>(&self, version: &Version, target: Option<&Target>, witness: &mut W) -> (Option<usize>, Reason) {
+    fn instance<W: Witness>(
+        &self,
+        version: &Version,
+        target: Option<&Target>,
+        witness: &mut W,
+    ) -> (Option<usize>, Reason) {
         let pool = &version.pool;
         if pool.members.is_empty() {
             return (None, Reason::Ok);
@@ -387,7 +532,16 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
         let mut narrowed = reason == Reason::Panic;
         let mut places: &[u32] = places;
         if !self.request.avoid.is_empty() {
-            untried = places.iter().copied().filter(|place| !self.request.avoid.contains(&&*self.extension.instances[*place as usize].id)).collect();
+            untried = places
+                .iter()
+                .copied()
+                .filter(|place| {
+                    !self
+                        .request
+                        .avoid
+                        .contains(&&*self.extension.instances[*place as usize].id)
+                })
+                .collect();
             if !untried.is_empty() && untried.len() < places.len() {
                 places = &untried;
                 narrowed = true;
@@ -426,12 +580,21 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
             }
             Balancing::ConsistentHash => {
                 let key = extension.hash_key.as_deref().unwrap_or("tenant_id");
-                let key = self.sticky_key(key).unwrap_or_else(|| self.request.random.to_string().into());
+                let key = self
+                    .sticky_key(key)
+                    .unwrap_or_else(|| self.request.random.to_string().into());
                 let score = |place: u32| {
                     let instance = &extension.instances[place as usize];
-                    rendezvous::score(rendezvous::hash(&extension.id, &instance.id, &key), f64::from(instance.weight.max(1)))
+                    rendezvous::score(
+                        rendezvous::hash(&extension.id, &instance.id, &key),
+                        f64::from(instance.weight.max(1)),
+                    )
                 };
-                places.iter().copied().min_by(|a, b| score(*a).total_cmp(&score(*b))).unwrap_or(places[0])
+                places
+                    .iter()
+                    .copied()
+                    .min_by(|a, b| score(*a).total_cmp(&score(*b)))
+                    .unwrap_or(places[0])
             }
             Balancing::LeastLatency => {
                 let (n, random) = (places.len() as u64, self.request.random);
@@ -464,7 +627,14 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
             } else if avoided {
                 witness.see(|| found("instance", &instance.id, "skipped", "already tried"));
             } else {
-                witness.see(|| found("instance", &instance.id, "not reached", format!("eligible, weight {weight}, not its turn")));
+                witness.see(|| {
+                    found(
+                        "instance",
+                        &instance.id,
+                        "not reached",
+                        format!("eligible, weight {weight}, not its turn"),
+                    )
+                });
             }
         }
     }
@@ -473,10 +643,14 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
         if let Some(decision) = self.decision {
             return decision;
         }
-        let Some(refused) = self.refused else { return Decision::refused(Reason::NoVersion) };
+        let Some(refused) = self.refused else {
+            return Decision::refused(Reason::NoVersion);
+        };
         Decision {
             version: Some(refused.best),
-            retry_after_ms: refused.retry_after_us.map(|us| us.div_ceil(1000).clamp(1, u64::from(u32::MAX >> 1)) as u32),
+            retry_after_ms: refused
+                .retry_after_us
+                .map(|us| us.div_ceil(1000).clamp(1, u64::from(u32::MAX >> 1)) as u32),
             transition: refused.transition,
             ..Decision::refused(Reason::ExtensionCircuitOpen)
         }
@@ -488,7 +662,11 @@ fn why(version: &Version, own: bool) -> String {
         return "no version's rules match, the row in extensions serves".to_owned();
     }
     let keys = version.specificity();
-    let share = if version.rollout < 10_000 { format!(", within its share of {} %", percent(version.rollout)) } else { String::new() };
+    let share = if version.rollout < 10_000 {
+        format!(", within its share of {} %", percent(version.rollout))
+    } else {
+        String::new()
+    };
     match keys {
         0 => format!("its rules match everything{share}"),
         1 => format!("its rule matches (1 key){share}"),

@@ -31,11 +31,19 @@ impl Decimal {
         }
         let all: Vec<u8> = whole.bytes().chain(fraction.bytes()).collect();
         let Some(first) = all.iter().position(|&b| b != b'0') else {
-            return Some(Self { negative: false, digits: Box::default(), magnitude: 0 });
+            return Some(Self {
+                negative: false,
+                digits: Box::default(),
+                magnitude: 0,
+            });
         };
         let last = all.iter().rposition(|&b| b != b'0').unwrap_or(first);
         let magnitude = exponent + whole.len() as i64 - first as i64;
-        Some(Self { negative, digits: all[first..=last].into(), magnitude })
+        Some(Self {
+            negative,
+            digits: all[first..=last].into(),
+            magnitude,
+        })
     }
 
     /// The canonical text, equal for equal numbers; used where a number is a hash key.
@@ -56,12 +64,23 @@ impl Decimal {
 
 impl Ord for Decimal {
     fn cmp(&self, other: &Self) -> Ordering {
-        let sign = |d: &Self| if d.digits.is_empty() { 0 } else if d.negative { -1 } else { 1 };
+        let sign = |d: &Self| {
+            if d.digits.is_empty() {
+                0
+            } else if d.negative {
+                -1
+            } else {
+                1
+            }
+        };
         let (a, b) = (sign(self), sign(other));
         if a != b || a == 0 {
             return a.cmp(&b);
         }
-        let absolute = self.magnitude.cmp(&other.magnitude).then_with(|| self.digits.cmp(&other.digits));
+        let absolute = self
+            .magnitude
+            .cmp(&other.magnitude)
+            .then_with(|| self.digits.cmp(&other.digits));
         if a < 0 { absolute.reverse() } else { absolute }
     }
 }
@@ -83,12 +102,28 @@ mod tests {
 
     #[test]
     fn equal_by_value() {
-        for (a, b) in [("1", "1.0"), ("100", "1e2"), ("0", "-0"), ("0.5", "5e-1"), ("-12.50", "-1.25E+1")] {
+        for (a, b) in [
+            ("1", "1.0"),
+            ("100", "1e2"),
+            ("0", "-0"),
+            ("0.5", "5e-1"),
+            ("-12.50", "-1.25E+1"),
+        ] {
             assert_eq!(d(a), d(b));
             assert_eq!(d(a).canonical(), d(b).canonical());
         }
         assert_ne!(d("9007199254740993"), d("9007199254740992"));
-        for bad in ["", "-", ".5", "1x", "NaN", "1e", "1e9999999999999999999", "--1", "1.2.3"] {
+        for bad in [
+            "",
+            "-",
+            ".5",
+            "1x",
+            "NaN",
+            "1e",
+            "1e9999999999999999999",
+            "--1",
+            "1.2.3",
+        ] {
             assert_eq!(Decimal::parse(bad), None, "{bad}");
         }
     }

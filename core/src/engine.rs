@@ -114,7 +114,11 @@ impl Engine {
         };
         for document in documents {
             if engine.extensions.contains_key(document.id.as_str()) {
-                return Err(DocumentError::new("id", format!("extension \"{}\" is there twice", document.id), "Keep one document for each id."));
+                return Err(DocumentError::new(
+                    "id",
+                    format!("extension \"{}\" is there twice", document.id),
+                    "Keep one document for each id.",
+                ));
             }
             engine.register(Compiled::new(row(document)?));
         }
@@ -126,7 +130,9 @@ impl Engine {
         for (target, name) in compiled.targets.iter().enumerate() {
             let state = Target::default();
             let settings = compiled.settings_of(target);
-            state.settings.store(settings, breaker::SharedSettings::stamp_of(settings));
+            state
+                .settings
+                .store(settings, breaker::SharedSettings::stamp_of(settings));
             self.targets.push(state);
             self.owners.push((compiled.id.clone(), name.clone()));
         }
@@ -135,7 +141,14 @@ impl Engine {
             self.targets.push(Target::default());
             self.owners.push((compiled.id.clone(), instance.id.clone()));
         }
-        self.extensions.insert(compiled.id.clone(), Registered { compiled, versions, instances });
+        self.extensions.insert(
+            compiled.id.clone(),
+            Registered {
+                compiled,
+                versions,
+                instances,
+            },
+        );
     }
 
     /// Decides for one call at `now_us` (microseconds since the Unix epoch).
@@ -146,11 +159,28 @@ impl Engine {
         };
         let compiled = &registered.compiled;
         let live = registered.live(&self.targets);
-        let request = Request { context, avoid, now_us, random };
+        let request = Request {
+            context,
+            avoid,
+            now_us,
+            random,
+        };
         let decision = decide(compiled, &request, &live, &mut Caller);
-        let ticket = issue(&self.entries, self.boot, &mut self.cursor, registered, &self.targets, &decision, now_us);
+        let ticket = issue(
+            &self.entries,
+            self.boot,
+            &mut self.cursor,
+            registered,
+            &self.targets,
+            &decision,
+            now_us,
+        );
         if let Some((target, transition)) = decision.transition {
-            self.transitions.push(Moved { extension_id: compiled.id.clone(), version: compiled.targets[target].clone(), transition });
+            self.transitions.push(Moved {
+                extension_id: compiled.id.clone(),
+                version: compiled.targets[target].clone(),
+                transition,
+            });
         }
         EngineDecision::new(compiled, &decision, ticket)
     }
@@ -161,8 +191,18 @@ impl Engine {
             return (EngineDecision::missing(id), Vec::new());
         };
         let mut explainer = Explainer::default();
-        let request = Request { context, avoid: &[], now_us, random: self.random };
-        let decision = decide(&registered.compiled, &request, &registered.live(&self.targets), &mut explainer);
+        let request = Request {
+            context,
+            avoid: &[],
+            now_us,
+            random: self.random,
+        };
+        let decision = decide(
+            &registered.compiled,
+            &request,
+            &registered.live(&self.targets),
+            &mut explainer,
+        );
         (EngineDecision::new(&registered.compiled, &decision, 0), explainer.0)
     }
 
@@ -175,10 +215,18 @@ impl Engine {
         };
         let version = taken.call.version as usize;
         let instance = taken.call.instance.and_then(|place| self.targets.get(place as usize));
-        let report = Report { outcome, latency_us, retries };
+        let report = Report {
+            outcome,
+            latency_us,
+            retries,
+        };
         if let Some(transition) = account::settle(&self.targets[version], instance, &taken, report, now_us, random) {
             let (extension_id, version) = self.owners[version].clone();
-            self.transitions.push(Moved { extension_id, version, transition });
+            self.transitions.push(Moved {
+                extension_id,
+                version,
+                transition,
+            });
         }
         true
     }
@@ -210,12 +258,16 @@ impl Engine {
 
     /// The live state of an extension's versions, in the order of [`Compiled::targets`].
     pub fn version_targets(&self, id: &str) -> &[Target] {
-        self.extensions.get(id).map_or(&[], |registered| registered.live(&self.targets).versions)
+        self.extensions
+            .get(id)
+            .map_or(&[], |registered| registered.live(&self.targets).versions)
     }
 
     /// The live state of an extension's instances, in the order of [`Compiled::instances`].
     pub fn instance_targets(&self, id: &str) -> &[Target] {
-        self.extensions.get(id).map_or(&[], |registered| registered.live(&self.targets).instances)
+        self.extensions
+            .get(id)
+            .map_or(&[], |registered| registered.live(&self.targets).instances)
     }
 
     /// `SplitMix64` (Steele, Lea, Flood 2014): enough for jitter and keyless spreading.
@@ -245,7 +297,15 @@ fn release(targets: &[Target], call: &Call) {
     account::release(version, call.instance.and_then(|place| targets.get(place as usize)));
 }
 
-fn issue(entries: &[Entry], boot: u64, cursor: &mut u32, registered: &Registered, targets: &[Target], decision: &Decision, now_us: u64) -> u64 {
+fn issue(
+    entries: &[Entry],
+    boot: u64,
+    cursor: &mut u32,
+    registered: &Registered,
+    targets: &[Target],
+    decision: &Decision,
+    now_us: u64,
+) -> u64 {
     let compiled = &registered.compiled;
     let Some(place) = decision.version else { return 0 };
     let version = &compiled.versions[place];
@@ -256,7 +316,9 @@ fn issue(entries: &[Entry], boot: u64, cursor: &mut u32, registered: &Registered
     }
     let call = Call {
         version: target as u32,
-        instance: decision.instance.map(|instance| (registered.instances + instance) as u32),
+        instance: decision
+            .instance
+            .map(|instance| (registered.instances + instance) as u32),
         started_us: now_us,
         deadline_us: now_us + version.lease_us(),
         generation: decision.generation,
@@ -296,7 +358,10 @@ impl EngineDecision {
         let version = decision.version.map(|place| &compiled.versions[place]);
         let instance = decision.instance.map(|place| &compiled.instances[place]);
         let allowed = decision.reason.is_allowed();
-        let subject = instance.map(|i| &i.subject).or(version.map(|v| &v.subject)).filter(|_| allowed);
+        let subject = instance
+            .map(|i| &i.subject)
+            .or(version.map(|v| &v.subject))
+            .filter(|_| allowed);
         Self {
             extension_id: compiled.id.to_string(),
             kind: Some(compiled.kind),
@@ -325,7 +390,13 @@ fn row(document: &ExtensionDocument) -> Result<ExtensionRow, DocumentError> {
     Ok(ExtensionRow {
         id: document.id.clone(),
         uid: 0,
-        kind: Kind::from_name(&document.kind).ok_or_else(|| DocumentError::new("type", format!("unknown type \"{}\"", document.kind), "Types are pre, validator, provider and post."))?,
+        kind: Kind::from_name(&document.kind).ok_or_else(|| {
+            DocumentError::new(
+                "type",
+                format!("unknown type \"{}\"", document.kind),
+                "Types are pre, validator, provider and post.",
+            )
+        })?,
         subject: document.subject.clone(),
         timeout_ms: document.timeout_ms,
         retry: document.retry,

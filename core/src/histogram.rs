@@ -338,6 +338,16 @@ impl LatencyRing {
         slot.write(minute, |turn| slot.outcomes[which].add(turn, n.into()));
     }
 
+    /// The outcome counters of a minute; zeros if its slot holds another.
+    pub fn outcomes(&self, minute: u64) -> [u64; OUTCOMES] {
+        let slot = self.slot(minute);
+        let at = slot.at.load(Ordering::Acquire);
+        if at >> 8 != minute + 1 {
+            return [0; OUTCOMES];
+        }
+        array::from_fn(|which| slot.outcomes[which].get(at as u8))
+    }
+
     /// What a minute holds so far; empty if its slot holds another minute (also when it moves on during the reading).
     pub fn minute_snapshot(&self, minute: u64) -> MinuteSnapshot {
         let slot = self.slot(minute);

@@ -40,15 +40,19 @@ pub fn shorten(value: &str) -> String {
     short
 }
 
-const ID_HINT: &str =
-    "Use 1 to 255 characters out of letters, digits, underscore and hyphen: ^[A-Za-z0-9_-]{1,255}$.";
+const ID_HINT: &str = "Use 1 to 255 characters out of letters, digits, underscore and hyphen: ^[A-Za-z0-9_-]{1,255}$.";
 const VERSION_HINT: &str =
     "Use 1 to 32 characters out of letters, digits, dot, underscore, plus and hyphen, such as v2 or 1.10.0.";
 const SUBJECT_HINT: &str = "Use a NATS subject that can be published to, such as beamline.ext.pre.normalize_text.v1: \
      tokens separated by dots, no spaces, no wildcards (* and >), not beginning with $ or _INBOX.";
 
 fn refuse(what: &str, value: &str, why: &'static str, hint: &'static str) -> Result<(), IdentError> {
-    Err(IdentError { what: what.to_owned(), value: value.to_owned(), why, hint })
+    Err(IdentError {
+        what: what.to_owned(),
+        value: value.to_owned(),
+        why,
+        hint,
+    })
 }
 
 /// An extension, instance, tenant or policy id: `^[A-Za-z0-9_-]{1,255}$`.
@@ -59,7 +63,10 @@ pub fn check_id(what: &str, value: &str) -> Result<(), IdentError> {
     if value.len() > MAX_ID {
         return refuse(what, value, "it is longer than 255 characters", ID_HINT);
     }
-    if !value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
+    if !value
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    {
         return refuse(what, value, "it has a character that is not allowed", ID_HINT);
     }
     Ok(())
@@ -73,7 +80,10 @@ pub fn check_version(what: &str, value: &str) -> Result<(), IdentError> {
     if value.len() > MAX_VERSION {
         return refuse(what, value, "it is longer than 32 characters", VERSION_HINT);
     }
-    if !value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'+' | b'-')) {
+    if !value
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'+' | b'-'))
+    {
         return refuse(what, value, "it has a character that is not allowed", VERSION_HINT);
     }
     Ok(())
@@ -97,7 +107,12 @@ pub fn check_subject(what: &str, value: &str) -> Result<(), IdentError> {
         return refuse(what, value, "it has an empty token", SUBJECT_HINT);
     }
     if value.starts_with('$') || value.starts_with("_INBOX") {
-        return refuse(what, value, "subjects beginning with $ or _INBOX belong to NATS itself", SUBJECT_HINT);
+        return refuse(
+            what,
+            value,
+            "subjects beginning with $ or _INBOX belong to NATS itself",
+            SUBJECT_HINT,
+        );
     }
     Ok(())
 }
@@ -131,7 +146,9 @@ mod tests {
         for good in ["a", "beamline.ext.pre.x.v1", "a.$b"] {
             assert_eq!(check_subject("subject", good), Ok(()));
         }
-        for bad in ["", ".", "a.", ".a", "a..b", "a.*", "a.>", "a b", "a\tb", "$SYS.x", "_INBOX.x", "_INBOXx", "a\u{7f}"] {
+        for bad in [
+            "", ".", "a.", ".a", "a..b", "a.*", "a.>", "a b", "a\tb", "$SYS.x", "_INBOX.x", "_INBOXx", "a\u{7f}",
+        ] {
             assert!(check_subject("subject", bad).is_err(), "{bad:?}");
         }
     }

@@ -21,8 +21,12 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind by its name in SQL.
-    pub const ALL: [(&'static str, Self); 4] =
-        [("pre", Self::Pre), ("validator", Self::Validator), ("provider", Self::Provider), ("post", Self::Post)];
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("pre", Self::Pre),
+        ("validator", Self::Validator),
+        ("provider", Self::Provider),
+        ("post", Self::Post),
+    ];
 
     /// The kind of this name.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -130,8 +134,12 @@ pub enum Tenants {
 impl Tenants {
     /// Reads `allowed_tenants` out of an extension's metadata.
     pub fn from_metadata(metadata: &serde_json::Value) -> Self {
-        let Some(allowed) = metadata.get("allowed_tenants") else { return Self::All };
-        let Some(list) = allowed.as_array() else { return Self::Nobody };
+        let Some(allowed) = metadata.get("allowed_tenants") else {
+            return Self::All;
+        };
+        let Some(list) = allowed.as_array() else {
+            return Self::Nobody;
+        };
         let names: Option<Vec<Box<str>>> = list.iter().map(|name| name.as_str().map(Into::into)).collect();
         names.map_or(Self::Nobody, |mut names| {
             names.sort_unstable();

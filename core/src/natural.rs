@@ -49,8 +49,21 @@ mod tests {
     #[test]
     fn order_of_versions() {
         let sorted = [
-            "1.0.0-rc1", "1.0.0-rc2", "1.0.0-rc10", "1.0.0", "1.0.0.1", "1.2", "1.9.2", "1.10.0", "2", "v1", "v1.1", "v2",
-            "v9", "v10", "v010x",
+            "1.0.0-rc1",
+            "1.0.0-rc2",
+            "1.0.0-rc10",
+            "1.0.0",
+            "1.0.0.1",
+            "1.2",
+            "1.9.2",
+            "1.10.0",
+            "2",
+            "v1",
+            "v1.1",
+            "v2",
+            "v9",
+            "v10",
+            "v010x",
         ];
         for pair in sorted.windows(2) {
             assert_eq!(compare(pair[0], pair[1]), Ordering::Less, "{pair:?}");

@@ -50,15 +50,26 @@ pub(crate) enum Operand {
 /// Compiles the operators of one key.
 pub(crate) fn parse(key: &str, object: &Map<String, Json>) -> Result<Box<[Operator]>, RuleError> {
     if object.is_empty() {
-        return Err(RuleError::new(key, "an object without operators".to_owned(), OPERATORS_HINT));
+        return Err(RuleError::new(
+            key,
+            "an object without operators".to_owned(),
+            OPERATORS_HINT,
+        ));
     }
-    object.iter().map(|(name, operand)| Operator::parse(key, name, operand)).collect()
+    object
+        .iter()
+        .map(|(name, operand)| Operator::parse(key, name, operand))
+        .collect()
 }
 
 impl Operator {
     fn parse(key: &str, name: &str, operand: &Json) -> Result<Self, RuleError> {
         let wrong = |expected: &str, hint| {
-            RuleError::new(key, format!("operator {name} needs {expected}, not {}", brief(operand)), hint)
+            RuleError::new(
+                key,
+                format!("operator {name} needs {expected}, not {}", brief(operand)),
+                hint,
+            )
         };
         let list = || {
             operand
@@ -67,11 +78,18 @@ impl Operator {
                 .and_then(|list| Scalars::parse(key, list))
         };
         let one = || Scalars::parse(key, std::slice::from_ref(operand));
-        let text = || operand.as_str().ok_or_else(|| wrong("a string", "Write a string in double quotes."));
+        let text = || {
+            operand
+                .as_str()
+                .ok_or_else(|| wrong("a string", "Write a string in double quotes."))
+        };
         let comparison = |comparison| match operand {
             Json::Number(n) => Ok(Self::Compare(comparison, Operand::Number(decimal(key, n)?))),
             Json::String(s) => Ok(Self::Compare(comparison, Operand::Text(s.as_str().into()))),
-            _ => Err(wrong("a number or a string", "Compare with a number, or with a string byte by byte.")),
+            _ => Err(wrong(
+                "a number or a string",
+                "Compare with a number, or with a string byte by byte.",
+            )),
         };
         Ok(match name {
             "in" => Self::In(list()?),
@@ -82,22 +100,43 @@ impl Operator {
             "suffix" => Self::Suffix(text()?.into()),
             "regex" => {
                 let pattern = text()?;
-                let compiled = RegexBuilder::new(pattern).size_limit(REGEX_SIZE_LIMIT).dfa_size_limit(REGEX_SIZE_LIMIT).build();
+                let compiled = RegexBuilder::new(pattern)
+                    .size_limit(REGEX_SIZE_LIMIT)
+                    .dfa_size_limit(REGEX_SIZE_LIMIT)
+                    .build();
                 Self::Regex(compiled.map_err(|error| {
                     let reason = error.to_string();
                     let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                    RuleError::new(key, format!("bad regex {}: {reason}", brief(operand)), "Use the syntax of Rust's regex crate; look-around and back-references are not supported.")
+                    RuleError::new(
+                        key,
+                        format!("bad regex {}: {reason}", brief(operand)),
+                        "Use the syntax of Rust's regex crate; look-around and back-references are not supported.",
+                    )
                 })?)
             }
-            "exists" => Self::Exists(operand.as_bool().ok_or_else(|| wrong("true or false", "Write true or false without quotes."))?),
+            "exists" => Self::Exists(
+                operand
+                    .as_bool()
+                    .ok_or_else(|| wrong("true or false", "Write true or false without quotes."))?,
+            ),
             "gt" => comparison(Comparison::Gt)?,
             "gte" => comparison(Comparison::Gte)?,
             "lt" => comparison(Comparison::Lt)?,
             "lte" => comparison(Comparison::Lte)?,
             "semver" => Self::Semver(VersionReq::parse(text()?).map_err(|error| {
-                RuleError::new(key, format!("bad version requirement {}: {error}", brief(operand)), "Write a requirement such as >=1.2, <2.")
+                RuleError::new(
+                    key,
+                    format!("bad version requirement {}: {error}", brief(operand)),
+                    "Write a requirement such as >=1.2, <2.",
+                )
             })?),
-            _ => return Err(RuleError::new(key, format!("unknown operator {}", brief(&Json::from(name))), OPERATORS_HINT)),
+            _ => {
+                return Err(RuleError::new(
+                    key,
+                    format!("unknown operator {}", brief(&Json::from(name))),
+                    OPERATORS_HINT,
+                ));
+            }
         })
     }
 
@@ -112,8 +151,12 @@ impl Operator {
             (Self::Compare(comparison, Operand::Number(operand)), Value::Number(n)) => {
                 Decimal::parse(n).is_some_and(|n| comparison.holds(n.cmp(operand)))
             }
-            (Self::Compare(comparison, Operand::Text(operand)), Value::Str(s)) => comparison.holds(s.as_ref().cmp(&**operand)),
-            (Self::Semver(requirement), Value::Str(s)) => lenient_version(s).is_some_and(|version| requirement.matches(&version)),
+            (Self::Compare(comparison, Operand::Text(operand)), Value::Str(s)) => {
+                comparison.holds(s.as_ref().cmp(&**operand))
+            }
+            (Self::Semver(requirement), Value::Str(s)) => {
+                lenient_version(s).is_some_and(|version| requirement.matches(&version))
+            }
             _ => false,
         }
     }
@@ -138,7 +181,13 @@ fn lenient_version(text: &str) -> Option<Version> {
     }
     let core_end = text.find(['-', '+']).unwrap_or(text.len());
     let missing = 2usize.checked_sub(text[..core_end].matches('.').count())?;
-    Version::parse(&format!("{}{}{}", &text[..core_end], ".0".repeat(missing), &text[core_end..])).ok()
+    Version::parse(&format!(
+        "{}{}{}",
+        &text[..core_end],
+        ".0".repeat(missing),
+        &text[core_end..]
+    ))
+    .ok()
 }
 
 #[cfg(test)]
@@ -148,7 +197,9 @@ mod tests {
 
     fn holds(operators: Json, value: Json) -> bool {
         let context = json!({"k": value});
-        RuleSet::parse(&json!({"k": operators})).unwrap().matches(context.as_object().unwrap())
+        RuleSet::parse(&json!({"k": operators}))
+            .unwrap()
+            .matches(context.as_object().unwrap())
     }
 
     #[test]
@@ -188,7 +239,10 @@ mod tests {
             (json!({"In": ["a"]}), "In"),
         ] {
             let error = RuleSet::parse(&json!({"tenant_id": operators})).unwrap_err();
-            assert!(error.to_string().contains(part) && error.to_string().contains("tenant_id"), "{error}");
+            assert!(
+                error.to_string().contains(part) && error.to_string().contains("tenant_id"),
+                "{error}"
+            );
         }
     }
 }

@@ -75,7 +75,10 @@ impl Outcome {
 
     /// Whether its latency says something about the service (the time waited, for a timeout).
     pub const fn has_latency(self) -> bool {
-        matches!(self, Self::Success | Self::Error | Self::Timeout | Self::InvalidResponse)
+        matches!(
+            self,
+            Self::Success | Self::Error | Self::Timeout | Self::InvalidResponse
+        )
     }
 }
 
@@ -100,7 +103,10 @@ impl FromStr for Outcome {
     type Err = UnknownOutcome;
 
     fn from_str(name: &str) -> Result<Self, UnknownOutcome> {
-        Self::ALL.into_iter().find(|o| o.as_str() == name).ok_or_else(|| UnknownOutcome(name.to_owned()))
+        Self::ALL
+            .into_iter()
+            .find(|o| o.as_str() == name)
+            .ok_or_else(|| UnknownOutcome(name.to_owned()))
     }
 }
 

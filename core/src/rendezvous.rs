@@ -68,7 +68,11 @@ mod tests {
         // Fixed points: a release that moves one of these moves customers.
         assert_eq!(hash("normalize_text", "v2", "tenant-1"), 12_054_631_277_028_503_390);
         let keys = (0..1000).map(|n| format!("tenant-{n}"));
-        assert_eq!(keys.filter(|key| winner(&[("v1", 90.0), ("v2", 10.0)], key) == "v2").count(), 88);
+        assert_eq!(
+            keys.filter(|key| winner(&[("v1", 90.0), ("v2", 10.0)], key) == "v2")
+                .count(),
+            88
+        );
     }
 
     #[test]

@@ -34,7 +34,11 @@ pub struct RuleError {
 
 impl RuleError {
     pub(crate) fn new(key: &str, message: String, hint: &'static str) -> Self {
-        Self { key: key.to_owned(), message, hint }
+        Self {
+            key: key.to_owned(),
+            message,
+            hint,
+        }
     }
 
     /// What a valid rule looks like.
@@ -84,9 +88,16 @@ impl RuleSet {
     /// Compiles a rule set. Errors name the key; nothing is guessed.
     pub fn parse(rules: &Json) -> Result<Self, RuleError> {
         let Some(object) = rules.as_object() else {
-            return Err(RuleError::new("", format!("{} is not an object", brief(rules)), "Rules are a JSON object such as {\"tenant_id\": [\"t1\", \"t2\"]}; {} matches everything."));
+            return Err(RuleError::new(
+                "",
+                format!("{} is not an object", brief(rules)),
+                "Rules are a JSON object such as {\"tenant_id\": [\"t1\", \"t2\"]}; {} matches everything.",
+            ));
         };
-        let conditions = object.iter().map(|(key, value)| Condition::parse(key, value)).collect::<Result<_, _>>()?;
+        let conditions = object
+            .iter()
+            .map(|(key, value)| Condition::parse(key, value))
+            .collect::<Result<_, _>>()?;
         Ok(Self { conditions })
     }
 
@@ -107,14 +118,20 @@ impl RuleSet {
 
     /// Whether no request at all can match: some key has an empty list.
     pub fn never_matches(&self) -> bool {
-        self.conditions.iter().any(|condition| matches!(condition.test, Test::Never))
+        self.conditions
+            .iter()
+            .any(|condition| matches!(condition.test, Test::Never))
     }
 }
 
 impl Condition {
     fn parse(key: &str, value: &Json) -> Result<Self, RuleError> {
         if key.is_empty() {
-            return Err(RuleError::new(key, "the key is empty".to_owned(), "Name a key of the context, such as tenant_id."));
+            return Err(RuleError::new(
+                key,
+                "the key is empty".to_owned(),
+                "Name a key of the context, such as tenant_id.",
+            ));
         }
         let test = match value {
             Json::Null => Test::Absent,
@@ -124,7 +141,11 @@ impl Condition {
             scalar => Test::AnyOf(Scalars::parse(key, std::slice::from_ref(scalar))?),
         };
         let path = key.contains('.').then(|| key.split('.').map(Into::into).collect());
-        Ok(Self { key: key.into(), path, test })
+        Ok(Self {
+            key: key.into(),
+            path,
+            test,
+        })
     }
 
     /// The key as the rule set names it.
@@ -238,7 +259,10 @@ mod tests {
     #[test]
     fn a_literal_key_wins_over_a_path() {
         assert!(holds(json!({"user.plan": "pro"}), json!({"user": {"plan": "pro"}})));
-        assert!(!holds(json!({"user.plan": "pro"}), json!({"user": {"plan": "pro"}, "user.plan": "free"})));
+        assert!(!holds(
+            json!({"user.plan": "pro"}),
+            json!({"user": {"plan": "pro"}, "user.plan": "free"})
+        ));
         assert!(holds(json!({"a.b.c": 1}), json!({"a": {"b": {"c": 1}}})));
         assert!(!holds(json!({"a.b.c": 1}), json!({"a": {"b": 1}})));
     }

@@ -6,13 +6,13 @@
 
 use std::sync::atomic::{
     AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed},
+    Ordering::{AcqRel, Acquire, Relaxed, SeqCst},
 };
 
 use thiserror::Error;
 
 use crate::breaker::{Breaker, SharedSettings};
-use crate::histogram::LatencyRing;
+use crate::histogram::{LatencyRing, MinuteSnapshot, SUB_WINDOWS};
 use crate::outcome::{CIRCUIT_OPEN, Outcome, RETRIES, Verdict};
 
 /// Counters of a target: the seven outcomes, refusals by an open breaker, retries.
@@ -97,7 +97,7 @@ impl Target {
 
     /// One more call under way. Also pins the target: see the host's table.
     pub fn begin(&self) {
-        self.in_flight.fetch_add(1, AcqRel);
+        self.in_flight.fetch_add(1, SeqCst);
     }
 
     /// One call less under way.
@@ -108,7 +108,7 @@ impl Target {
 
     /// Calls under way.
     pub fn in_flight(&self) -> u64 {
-        self.in_flight.load(Acquire)
+        self.in_flight.load(SeqCst)
     }
 
     /// Outcomes since the statistics were last reset, in the order of [`Outcome`], then refusals and retries.
@@ -172,12 +172,25 @@ impl Target {
     }
 
     const WORDS: usize = Breaker::WORDS + 7 + COUNTERS;
+    const MINUTE_WORDS: usize = 3 * SUB_WINDOWS;
     const FORMAT: u8 = 1;
 
-    /// What must survive a restart, as bytes: a format number, then position (2 bytes) and value (8 bytes, little-endian) of each word that is not zero.
-    pub fn snapshot(&self) -> Vec<u8> {
+    /// A hash of everything but the latencies: whether anything happened since the last one.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+        self.words().for_each(|word| hasher.update(&word.to_le_bytes()));
+        hasher.digest().max(1)
+    }
+
+    /// What must survive a restart, as bytes: a format number, then position (2 bytes) and value (8 bytes, little-endian) of each word that is
+    /// not zero. Of the minutes given only sum and maximum are in it; their buckets travel in the minute metrics.
+    pub fn snapshot(&self, minutes: &[(u64, MinuteSnapshot)]) -> Vec<u8> {
         let mut bytes = vec![Self::FORMAT];
-        for (position, word) in self.words().enumerate().filter(|(_, word)| *word != 0) {
+        let sums = minutes
+            .iter()
+            .take(SUB_WINDOWS)
+            .flat_map(|(minute, latencies)| [*minute, latencies.sum_us, latencies.max_us]);
+        for (position, word) in self.words().chain(sums).enumerate().filter(|(_, word)| *word != 0) {
             bytes.extend_from_slice(&(position as u16).to_le_bytes());
             bytes.extend_from_slice(&word.to_le_bytes());
         }
@@ -185,12 +198,14 @@ impl Target {
     }
 
     /// Puts a snapshot back. Only while nobody else uses the target. On an error the target is unchanged.
-    pub fn restore(&self, bytes: &[u8]) -> Result<(), SnapshotError> {
+    ///
+    /// Returns minute, sum and maximum (microseconds) of the minutes the snapshot knows.
+    pub fn restore(&self, bytes: &[u8]) -> Result<Vec<(u64, u64, u64)>, SnapshotError> {
         let (format, rest) = bytes.split_first().ok_or(SnapshotError("it is empty"))?;
         if *format != Self::FORMAT {
             return Err(SnapshotError("unknown format"));
         }
-        let mut words = [0u64; Self::WORDS];
+        let mut words = [0u64; Self::WORDS + Self::MINUTE_WORDS];
         for entry in rest.chunks(10) {
             let (Some(position), Some(word)) = (entry.first_chunk::<2>(), entry.last_chunk::<8>()) else {
                 return Err(SnapshotError("it is cut short"));
@@ -201,6 +216,7 @@ impl Target {
             let place = words.get_mut(usize::from(u16::from_le_bytes(*position)));
             *place.ok_or(SnapshotError("a position is out of range"))? = u64::from_le_bytes(*word);
         }
+        let (words, minutes) = words.split_at(Self::WORDS);
         let (breaker, rest) = words.split_at(Breaker::WORDS);
         let (own, counts) = rest.split_at(7);
         self.breaker.restore(breaker.iter().copied());
@@ -216,7 +232,11 @@ impl Target {
         for (place, word) in places.into_iter().chain(&self.counts).zip(own.iter().chain(counts)) {
             place.store(*word, Relaxed);
         }
-        Ok(())
+        Ok(minutes
+            .chunks_exact(3)
+            .filter(|minute| minute[0] > 0)
+            .map(|minute| (minute[0], minute[1], minute[2]))
+            .collect())
     }
 }
 
@@ -256,7 +276,9 @@ mod tests {
                 target.record(Outcome::ALL[outcome], latency, 1, NOW);
                 target.take_turn();
             }
-            copy.restore(&target.snapshot()).unwrap();
+            let minutes = [(minute(NOW), target.latency.minute_snapshot(minute(NOW)))];
+            let sums = copy.restore(&target.snapshot(&minutes)).unwrap();
+            prop_assert_eq!(sums, vec![(minute(NOW), minutes[0].1.sum_us, minutes[0].1.max_us)]);
             prop_assert_eq!(copy.words().collect::<Vec<_>>(), target.words().collect::<Vec<_>>());
         }
 

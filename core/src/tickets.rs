@@ -90,7 +90,10 @@ impl Entry {
             started_us: self.started_us.load(Relaxed),
             deadline_us: self.deadline_us.load(Relaxed),
             generation: (admission >> 32) as u32,
-            lease: slot.map(|slot| Lease { slot: slot as u8, word: self.lease.load(Relaxed) }),
+            lease: slot.map(|slot| Lease {
+                slot: slot as u8,
+                word: self.lease.load(Relaxed),
+            }),
         }
     }
 }
@@ -107,7 +110,10 @@ impl<'a> Table<'a> {
     pub fn new(entries: &'a [Entry], boot: u64) -> Self {
         let entries = &entries[..entries.len().min(MAX_ENTRIES)];
         // Never zero, so that no ticket is.
-        Self { entries, boot: (boot & ((1 << BOOT_BITS) - 1)).max(1) }
+        Self {
+            entries,
+            boot: (boot & ((1 << BOOT_BITS) - 1)).max(1),
+        }
     }
 
     /// How many entries there are.
@@ -139,7 +145,10 @@ impl<'a> Table<'a> {
                 }
                 let generation = ((word >> 2) + 1) & GENERATION_MASK;
                 if word & 3 == wanted
-                    && entry.word.compare_exchange(word, generation << 2 | WRITING, AcqRel, Relaxed).is_ok()
+                    && entry
+                        .word
+                        .compare_exchange(word, generation << 2 | WRITING, AcqRel, Relaxed)
+                        .is_ok()
                 {
                     entry.write(call);
                     entry.word.store(generation << 2 | BUSY, Release);
@@ -169,7 +178,11 @@ impl<'a> Table<'a> {
             }
             let call = entry.read();
             // A swap that fails may have met the sweep: look again.
-            if entry.word.compare_exchange(word, generation << 2 | FREE, AcqRel, Relaxed).is_ok() {
+            if entry
+                .word
+                .compare_exchange(word, generation << 2 | FREE, AcqRel, Relaxed)
+                .is_ok()
+            {
                 return Some(Taken { call, lapsed });
             }
         }
@@ -195,7 +208,10 @@ impl<'a> Table<'a> {
 
     /// How many entries are in use.
     pub fn used(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.word.load(Relaxed) & 3 != FREE).count()
+        self.entries
+            .iter()
+            .filter(|entry| entry.word.load(Relaxed) & 3 != FREE)
+            .count()
     }
 
     fn lapse(&self, entry: &Entry, now_us: u64, release: &mut impl FnMut(&Call)) {
@@ -204,7 +220,11 @@ impl<'a> Table<'a> {
             return;
         }
         let call = entry.read();
-        if entry.word.compare_exchange(word, word & !3 | LAPSED, AcqRel, Relaxed).is_ok() {
+        if entry
+            .word
+            .compare_exchange(word, word & !3 | LAPSED, AcqRel, Relaxed)
+            .is_ok()
+        {
             release(&call);
         }
     }
@@ -216,7 +236,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn call(version: u32, deadline_us: u64) -> Call {
-        Call { version, instance: Some(7), started_us: 5, deadline_us, generation: 3, lease: Some(Lease { slot: 2, word: 99 }) }
+        Call {
+            version,
+            instance: Some(7),
+            started_us: 5,
+            deadline_us,
+            generation: 3,
+            lease: Some(Lease { slot: 2, word: 99 }),
+        }
     }
 
     fn entries(n: usize) -> Vec<Entry> {
@@ -229,7 +256,13 @@ mod tests {
         let table = Table::new(&memory, 9);
         let ticket = table.issue(&mut 0, &call(1, 100), 10, |_| ());
         assert!(ticket > 0 && ticket < 1 << 63);
-        assert_eq!(table.take(ticket), Some(Taken { call: call(1, 100), lapsed: false }));
+        assert_eq!(
+            table.take(ticket),
+            Some(Taken {
+                call: call(1, 100),
+                lapsed: false
+            })
+        );
         assert_eq!(table.take(ticket), None);
         assert_eq!(table.take(0), None);
         assert_eq!(Table::new(&memory, 10).take(ticket), None, "another boot");
@@ -257,7 +290,9 @@ mod tests {
         let memory = entries(8);
         let table = Table::new(&memory, 1);
         let mut cursor = 3;
-        let tickets: Vec<u64> = (0..8).map(|n| table.issue(&mut cursor, &call(n, 100), 10, |_| ())).collect();
+        let tickets: Vec<u64> = (0..8)
+            .map(|n| table.issue(&mut cursor, &call(n, 100), 10, |_| ()))
+            .collect();
         assert!(tickets.iter().all(|t| *t != 0));
         assert_eq!(table.issue(&mut cursor, &call(9, 100), 10, |_| ()), 0);
         let mut released = 0;
@@ -275,7 +310,10 @@ mod tests {
                 scope.spawn(move || {
                     let mut cursor = session * 8;
                     for n in 0..20_000 {
-                        let mine = Call { started_us: n, ..call(session, u64::MAX) };
+                        let mine = Call {
+                            started_us: n,
+                            ..call(session, u64::MAX)
+                        };
                         let ticket = table.issue(&mut cursor, &mine, n, |_| ());
                         if ticket != 0 {
                             assert_eq!(table.take(ticket).unwrap().call, mine);

@@ -67,7 +67,11 @@ impl Cell {
 
     fn get(&self, bucket: u32) -> u64 {
         let word = self.0.load(Relaxed);
-        if (word >> 32) as u32 == bucket { u64::from(word as u32) } else { 0 }
+        if (word >> 32) as u32 == bucket {
+            u64::from(word as u32)
+        } else {
+            0
+        }
     }
 }
 
@@ -113,7 +117,11 @@ impl Window {
 
     /// The words of the ring, for keeping them over a restart.
     pub fn words(&self) -> impl Iterator<Item = u64> {
-        self.successes.iter().chain(&self.failures).chain(&self.slow).map(|cell| cell.0.load(Relaxed))
+        self.successes
+            .iter()
+            .chain(&self.failures)
+            .chain(&self.slow)
+            .map(|cell| cell.0.load(Relaxed))
     }
 
     /// Puts back what [`Window::words`] gave.
@@ -142,7 +150,14 @@ mod tests {
                 scope.spawn(|| (0..10_000).for_each(|n| window.record(60 * SECOND, 5 * SECOND, n % 2 == 0, false)));
             }
         });
-        assert_eq!(window.tally(60 * SECOND, 5 * SECOND), Tally { successes: 40_000, failures: 40_000, slow: 0 });
+        assert_eq!(
+            window.tally(60 * SECOND, 5 * SECOND),
+            Tally {
+                successes: 40_000,
+                failures: 40_000,
+                slow: 0
+            }
+        );
     }
 
     proptest! {

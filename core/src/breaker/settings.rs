@@ -35,7 +35,10 @@ impl Mode {
 
     /// The name of this mode.
     pub fn as_str(self) -> &'static str {
-        Self::ALL.into_iter().find_map(|(name, mode)| (mode == self).then_some(name)).unwrap_or("auto")
+        Self::ALL
+            .into_iter()
+            .find_map(|(name, mode)| (mode == self).then_some(name))
+            .unwrap_or("auto")
     }
 }
 
@@ -91,7 +94,9 @@ impl Settings {
     pub(super) fn judge(&self, tally: &Tally) -> Option<Reason> {
         let error_rate = tally.error_rate()?;
         let enough = tally.requests() >= u64::from(self.minimum_requests);
-        if self.failure_threshold.is_some_and(|limit| tally.failures >= u64::from(limit))
+        if self
+            .failure_threshold
+            .is_some_and(|limit| tally.failures >= u64::from(limit))
             && self.failure_min_rate.is_none_or(|least| error_rate >= least)
             && tally.failures > 0
         {
@@ -128,7 +133,10 @@ const NONE: u64 = u64::MAX;
 impl SharedSettings {
     fn encode(settings: &Settings) -> [u64; 10] {
         let rate = |rate: Option<f64>| rate.map_or(NONE, f64::to_bits);
-        let mode = Mode::ALL.iter().position(|(_, mode)| *mode == settings.mode).unwrap_or(0);
+        let mode = Mode::ALL
+            .iter()
+            .position(|(_, mode)| *mode == settings.mode)
+            .unwrap_or(0);
         [
             settings.failure_threshold.map_or(NONE, u64::from),
             rate(settings.failure_min_rate),
@@ -167,8 +175,18 @@ impl SharedSettings {
         if self.stamp() == 0 {
             return Settings::default();
         }
-        let [threshold, min_rate, error_rate, minimum, window, open, slow, slow_rate, probes, mode] =
-            std::array::from_fn(|i| self.words[i].load(Relaxed));
+        let [
+            threshold,
+            min_rate,
+            error_rate,
+            minimum,
+            window,
+            open,
+            slow,
+            slow_rate,
+            probes,
+            mode,
+        ] = std::array::from_fn(|i| self.words[i].load(Relaxed));
         let some = |word: u64| (word != NONE).then_some(word);
         Settings {
             failure_threshold: some(threshold).map(|n| n as u32),
@@ -195,8 +213,18 @@ mod tests {
         assert_eq!(shared.load(), Settings::default());
         for settings in [
             Settings::default(),
-            Settings { failure_threshold: None, failure_min_rate: None, error_rate_threshold: None, ..Settings::default() },
-            Settings { slow_call_us: Some(7), slow_rate_threshold: Some(0.25), mode: Mode::MetricsOnly, ..Settings::default() },
+            Settings {
+                failure_threshold: None,
+                failure_min_rate: None,
+                error_rate_threshold: None,
+                ..Settings::default()
+            },
+            Settings {
+                slow_call_us: Some(7),
+                slow_rate_threshold: Some(0.25),
+                mode: Mode::MetricsOnly,
+                ..Settings::default()
+            },
         ] {
             let stamp = SharedSettings::stamp_of(&settings);
             shared.store(&settings, stamp);

@@ -11,11 +11,21 @@ fn report(verdict: Verdict, admitted: Admitted) -> Report {
         Admission::Probe(lease) => Some(lease),
         _ => None,
     };
-    Report { verdict, slow: false, generation: Some(admitted.generation), lease }
+    Report {
+        verdict,
+        slow: false,
+        generation: Some(admitted.generation),
+        lease,
+    }
 }
 
 fn without_ticket(verdict: Verdict) -> Report {
-    Report { verdict, slow: false, generation: None, lease: None }
+    Report {
+        verdict,
+        slow: false,
+        generation: None,
+        lease: None,
+    }
 }
 
 fn admit(breaker: &Breaker, settings: &Settings, now: u64) -> Admitted {
@@ -42,9 +52,16 @@ fn five_failures_open_it_and_time_half_opens_it() {
     let breaker = Breaker::default();
     fail(&breaker, &settings, START, 4);
     assert_eq!(admit(&breaker, &settings, START).admission, Admission::Pass);
-    let moved = breaker.report(&settings, without_ticket(Verdict::Failure), START, 1 << 63).unwrap();
-    assert_eq!((moved.to, moved.reason, moved.tally.failures), (State::Open, Reason::FailureThreshold, 5));
-    let Admission::Refused(Some(after)) = admit(&breaker, &settings, START + SECOND).admission else { panic!("not refused") };
+    let moved = breaker
+        .report(&settings, without_ticket(Verdict::Failure), START, 1 << 63)
+        .unwrap();
+    assert_eq!(
+        (moved.to, moved.reason, moved.tally.failures),
+        (State::Open, Reason::FailureThreshold, 5)
+    );
+    let Admission::Refused(Some(after)) = admit(&breaker, &settings, START + SECOND).admission else {
+        panic!("not refused")
+    };
     assert!((58 * SECOND..=60 * SECOND).contains(&after), "{after}");
     let probe = admit(&breaker, &settings, START + 61 * SECOND);
     assert!(matches!(probe.admission, Admission::Probe(_)));
@@ -53,7 +70,10 @@ fn five_failures_open_it_and_time_half_opens_it() {
 
 #[test]
 fn a_first_failure_is_not_a_hundred_per_cent() {
-    let settings = Settings { failure_threshold: None, ..Settings::default() };
+    let settings = Settings {
+        failure_threshold: None,
+        ..Settings::default()
+    };
     let breaker = Breaker::default();
     fail(&breaker, &settings, START, 4);
     assert_eq!(breaker.state(), State::Closed);
@@ -72,9 +92,18 @@ fn few_failures_among_many_calls_are_none() {
     assert_eq!(breaker.state(), State::Closed);
     fail(&breaker, &settings, START, 2);
     assert_eq!(breaker.state(), State::Open, "at 1 % the count opens");
-    let literal = Settings { failure_min_rate: None, error_rate_threshold: None, ..settings };
+    let literal = Settings {
+        failure_min_rate: None,
+        error_rate_threshold: None,
+        ..settings
+    };
     let breaker = Breaker::default();
-    (0..1000).for_each(|_| assert_eq!(breaker.report(&literal, without_ticket(Verdict::Success), START, 0), None));
+    (0..1000).for_each(|_| {
+        assert_eq!(
+            breaker.report(&literal, without_ticket(Verdict::Success), START, 0),
+            None
+        )
+    });
     fail(&breaker, &literal, START, 5);
     assert_eq!(breaker.state(), State::Open, "the literal rule of old");
 }
@@ -94,7 +123,10 @@ fn three_successes_close_it_not_one() {
     let settings = Settings::default();
     let (breaker, now) = opened(&settings);
     let probes: Vec<_> = (0..3).map(|_| admit(&breaker, &settings, now)).collect();
-    assert!(matches!(admit(&breaker, &settings, now).admission, Admission::Refused(Some(_))));
+    assert!(matches!(
+        admit(&breaker, &settings, now).admission,
+        Admission::Refused(Some(_))
+    ));
     for (n, probe) in probes.iter().enumerate() {
         let moved = breaker.report(&settings, report(Verdict::Success, *probe), now + SECOND, 0);
         assert_eq!(moved.is_some(), n == 2);
@@ -109,7 +141,9 @@ fn lost_probes_never_wedge_it() {
     let settings = Settings::default();
     let (breaker, mut now) = opened(&settings);
     for round in 0..1000 {
-        let probes = (0..64).filter(|_| matches!(admit(&breaker, &settings, now).admission, Admission::Probe(_))).count();
+        let probes = (0..64)
+            .filter(|_| matches!(admit(&breaker, &settings, now).admission, Admission::Probe(_)))
+            .count();
         assert_eq!(probes, 3, "round {round}");
         now += 6 * SECOND;
     }
@@ -120,7 +154,10 @@ fn a_late_probe_changes_nothing() {
     let settings = Settings::default();
     let (breaker, now) = opened(&settings);
     let probe = admit(&breaker, &settings, now);
-    assert_eq!(breaker.report(&settings, report(Verdict::Failure, probe), now + 6 * SECOND, 0), None);
+    assert_eq!(
+        breaker.report(&settings, report(Verdict::Failure, probe), now + 6 * SECOND, 0),
+        None
+    );
     assert_eq!(breaker.state(), State::HalfOpen);
 }
 
@@ -130,9 +167,16 @@ fn a_failed_probe_reopens_for_twice_as_long() {
     let (breaker, mut now) = opened(&settings);
     for expected in [120, 240, 480, 480] {
         let probe = admit(&breaker, &settings, now);
-        breaker.report(&settings, report(Verdict::Failure, probe), now, 1 << 63).unwrap();
-        let Admission::Refused(Some(after)) = admit(&breaker, &settings, now).admission else { panic!("not refused") };
-        assert!(after.abs_diff(expected * SECOND) <= SECOND / 10, "{after} for {expected}");
+        breaker
+            .report(&settings, report(Verdict::Failure, probe), now, 1 << 63)
+            .unwrap();
+        let Admission::Refused(Some(after)) = admit(&breaker, &settings, now).admission else {
+            panic!("not refused")
+        };
+        assert!(
+            after.abs_diff(expected * SECOND) <= SECOND / 10,
+            "{after} for {expected}"
+        );
         now += after + 1000;
     }
 }
@@ -161,7 +205,10 @@ fn results_of_calls_from_before_the_transition_do_not_count() {
 
 #[test]
 fn neutral_outcomes_free_the_lease_and_count_nowhere() {
-    let settings = Settings { half_open_max: 1, ..Settings::default() };
+    let settings = Settings {
+        half_open_max: 1,
+        ..Settings::default()
+    };
     let (breaker, now) = opened(&settings);
     for _ in 0..10 {
         let probe = admit(&breaker, &settings, now);
@@ -169,21 +216,45 @@ fn neutral_outcomes_free_the_lease_and_count_nowhere() {
         assert_eq!(breaker.report(&settings, report(Verdict::Neutral, probe), now, 0), None);
     }
     let breaker = Breaker::default();
-    (0..100).for_each(|_| assert_eq!(breaker.report(&settings, without_ticket(Verdict::Neutral), START, 0), None));
+    (0..100).for_each(|_| {
+        assert_eq!(
+            breaker.report(&settings, without_ticket(Verdict::Neutral), START, 0),
+            None
+        )
+    });
     assert_eq!(breaker.view(&settings, START).tally, Tally::default());
 }
 
 #[test]
 fn slow_successes_open_it_by_rate_and_a_slow_probe_fails() {
-    let settings = Settings { slow_call_us: Some(100), slow_rate_threshold: Some(0.5), ..Settings::default() };
+    let settings = Settings {
+        slow_call_us: Some(100),
+        slow_rate_threshold: Some(0.5),
+        ..Settings::default()
+    };
     let breaker = Breaker::default();
-    let slow = Report { slow: settings.is_slow(101), ..without_ticket(Verdict::Success) };
-    let moved: Vec<_> = (0..5).filter_map(|_| breaker.report(&settings, slow, START, 0)).collect();
+    let slow = Report {
+        slow: settings.is_slow(101),
+        ..without_ticket(Verdict::Success)
+    };
+    let moved: Vec<_> = (0..5)
+        .filter_map(|_| breaker.report(&settings, slow, START, 0))
+        .collect();
     assert_eq!(moved.len(), 1);
     assert_eq!(moved[0].reason, Reason::SlowCalls);
     let now = START + 70 * SECOND;
     let probe = admit(&breaker, &settings, now);
-    let moved = breaker.report(&settings, Report { slow: true, ..report(Verdict::Success, probe) }, now, 0).unwrap();
+    let moved = breaker
+        .report(
+            &settings,
+            Report {
+                slow: true,
+                ..report(Verdict::Success, probe)
+            },
+            now,
+            0,
+        )
+        .unwrap();
     assert_eq!((moved.to, moved.reason), (State::Open, Reason::ProbeSlow));
 }
 
@@ -205,12 +276,24 @@ fn a_reset_is_applied_once() {
 fn modes_override() {
     let settings = Settings::default();
     let (breaker, _) = opened(&settings);
-    let closed = Settings { mode: Mode::ForcedClosed, ..settings };
-    let open = Settings { mode: Mode::ForcedOpen, ..settings };
+    let closed = Settings {
+        mode: Mode::ForcedClosed,
+        ..settings
+    };
+    let open = Settings {
+        mode: Mode::ForcedOpen,
+        ..settings
+    };
     assert_eq!(admit(&breaker, &closed, START).admission, Admission::Pass);
-    assert_eq!(admit(&Breaker::default(), &open, START).admission, Admission::Refused(None));
+    assert_eq!(
+        admit(&Breaker::default(), &open, START).admission,
+        Admission::Refused(None)
+    );
     let fresh = Breaker::default();
-    let watching = Settings { mode: Mode::MetricsOnly, ..settings };
+    let watching = Settings {
+        mode: Mode::MetricsOnly,
+        ..settings
+    };
     fail(&fresh, &watching, START, 50);
     assert_eq!(fresh.state(), State::Closed);
     assert_eq!(fresh.view(&watching, START).tally.failures, 50);
@@ -231,7 +314,10 @@ fn it_survives_a_restart() {
 
 #[test]
 fn sixty_four_sessions_never_exceed_the_probes() {
-    let settings = Settings { half_open_max: 3, ..Settings::default() };
+    let settings = Settings {
+        half_open_max: 3,
+        ..Settings::default()
+    };
     for round in 0..50 {
         let (breaker, now) = opened(&settings);
         let live = std::sync::atomic::AtomicUsize::new(0);
@@ -248,7 +334,11 @@ fn sixty_four_sessions_never_exceed_the_probes() {
                                 assert!(now_live <= 3, "{now_live} probes in round {round}");
                                 std::thread::yield_now();
                                 live.fetch_sub(1, AcqRel);
-                                let verdict = if session % 2 == 0 { Verdict::Neutral } else { Verdict::Success };
+                                let verdict = if session % 2 == 0 {
+                                    Verdict::Neutral
+                                } else {
+                                    Verdict::Success
+                                };
                                 if verdict == Verdict::Success {
                                     passed.fetch_add(1, AcqRel);
                                 }

@@ -1,0 +1,11 @@
+//! The functions of the SQL surface. Their declarations, with volatility, strictness and parallel safety, are in `sql/`.
+
+mod checks;
+mod explain;
+mod hdr;
+mod live;
+mod report;
+mod select;
+mod status;
+
+pub use report::release;

@@ -1,0 +1,217 @@
+//! What one session remembers: compiled extensions, where the tables are, row types, and its place in shared sequences.
+//!
+//! Postgres calls invalidation callbacks from nearly anywhere, and they mark what is in here. So [`with`] hands out a mutable borrow only for
+//! code that does not call Postgres; images are handed out as `Rc` and outlive their entry.
+
+use std::cell::UnsafeCell;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::Rc;
+
+use ext_registry_core::compile::Compiled;
+
+use crate::image::Image;
+use crate::load::Tables;
+use crate::tuple::RowType;
+
+/// Compiled extensions are dropped, all of them, when they take more than this.
+const MAX_BYTES: usize = 48 << 20;
+/// Unknown ids remembered as unknown.
+const MAX_UNKNOWN: usize = 10_000;
+
+/// What one session remembers.
+#[derive(Default)]
+pub struct Session {
+    buckets: HashMap<u32, Bucket, BuildHasherDefault<TagHasher>>,
+    /// Raised when everything is stale.
+    generation: u64,
+    bytes: usize,
+    unknown: usize,
+    /// What is being loaded, and whether a message for it has come meanwhile.
+    loading: Option<(u32, bool)>,
+    /// Tags loaded by a transaction that may have changed rows itself.
+    pub own: Vec<u32>,
+    /// Where the tables are.
+    pub tables: Option<Rc<Tables>>,
+    /// Where they were when last looked up.
+    pub last_tables: Option<Rc<Tables>>,
+    /// Row types by function.
+    pub row_types: HashMap<u32, Rc<RowType>>,
+    /// Where this session looks for a free entry among the calls under way.
+    pub cursor: u32,
+    random: u64,
+    /// Whether this session counts itself among those that may report.
+    pub attached: bool,
+}
+
+/// The extensions of one tag: one, unless two ids have the same hash.
+#[derive(Default)]
+struct Bucket {
+    stale: bool,
+    generation: u64,
+    images: Vec<(Box<str>, Option<Rc<Image>>)>,
+}
+
+/// Tags are hashes already.
+#[derive(Default)]
+pub struct TagHasher(u64);
+
+impl Hasher for TagHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0 << 8 | u64::from(*byte);
+        }
+    }
+
+    fn write_u32(&mut self, tag: u32) {
+        // Spread over the high bits too, which the table uses to tell entries apart.
+        self.0 = u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+struct SessionCell(UnsafeCell<Option<Session>>);
+// SAFETY: Postgres processes have one thread.
+unsafe impl Sync for SessionCell {}
+static SESSION: SessionCell = SessionCell(UnsafeCell::new(None));
+
+/// Borrows the session. The closure must not call Postgres: a callback would borrow it again.
+pub fn with<T>(use_it: impl FnOnce(&mut Session) -> T) -> T {
+    // SAFETY: one thread, and no closure passed here calls Postgres (or `with`), so there is one borrow at a time.
+    let session = unsafe { &mut *SESSION.0.get() };
+    use_it(session.get_or_insert_with(Session::default))
+}
+
+/// The tag of an extension: what its relcache messages name. See [`crate::invalidate`].
+pub fn tag_of(id: &str) -> u32 {
+    match xxhash_rust::xxh3::xxh3_64(id.as_bytes()) as u32 | 0x8000_0000 {
+        crate::invalidate::EVERYTHING => 0x8000_0001,
+        tag => tag,
+    }
+}
+
+/// What the session knows of an id.
+pub enum Known {
+    /// It is registered.
+    Image(Rc<Image>),
+    /// It is not.
+    Unknown,
+    /// It has to be looked up.
+    Stale,
+}
+
+impl Session {
+    /// What is known of an id.
+    pub fn known(&self, tag: u32, id: &str) -> Known {
+        let Some(bucket) = self.buckets.get(&tag) else {
+            return Known::Stale;
+        };
+        // Without tables it is not even known whether this is still the same registry.
+        if self.tables.is_none() || bucket.stale || bucket.generation != self.generation {
+            return Known::Stale;
+        }
+        match bucket.images.iter().find(|(name, _)| **name == *id) {
+            Some((_, Some(image))) => Known::Image(Rc::clone(image)),
+            Some((_, None)) => Known::Unknown,
+            None => Known::Stale,
+        }
+    }
+
+    /// A load of this tag begins: messages that come from now on make it load again.
+    pub fn begin_load(&mut self, tag: u32) {
+        self.loading = Some((tag, false));
+    }
+
+    /// Whether what was loaded is still right.
+    pub fn load_is_clean(&self) -> bool {
+        self.loading.is_some_and(|(_, dirty)| !dirty)
+    }
+
+    /// Keeps what was loaded. `own`: the transaction may have changed rows itself, so it is dropped if that is undone.
+    pub fn store(&mut self, tag: u32, id: &str, image: Option<Rc<Image>>, own: bool) {
+        let clean = self.load_is_clean();
+        self.loading = None;
+        let bytes = image.as_ref().map_or(64, |image| image.bytes());
+        if self.bytes + bytes > MAX_BYTES || self.unknown > MAX_UNKNOWN {
+            self.buckets.clear();
+            self.bytes = 0;
+            self.unknown = 0;
+        }
+        self.bytes += bytes;
+        self.unknown += usize::from(image.is_none());
+        let generation = self.generation;
+        let bucket = self.buckets.entry(tag).or_default();
+        if bucket.stale || bucket.generation != generation {
+            for (_, image) in bucket.images.drain(..) {
+                self.bytes = self
+                    .bytes
+                    .saturating_sub(image.as_ref().map_or(64, |image| image.bytes()));
+                self.unknown -= usize::from(image.is_none());
+            }
+        }
+        bucket.stale = !clean;
+        bucket.generation = generation;
+        bucket.images.push((id.into(), image));
+        if own {
+            self.own.push(tag);
+        }
+    }
+
+    /// Marks one tag stale. Called from callbacks: no allocation, nothing that can fail.
+    pub fn mark(&mut self, tag: u32) {
+        if let Some(bucket) = self.buckets.get_mut(&tag) {
+            bucket.stale = true;
+        }
+        if let Some((loading, dirty)) = &mut self.loading {
+            *dirty |= *loading == tag;
+        }
+    }
+
+    /// Marks everything stale. Called from callbacks.
+    pub fn mark_all(&mut self) {
+        self.generation += 1;
+        if let Some((_, dirty)) = &mut self.loading {
+            *dirty = true;
+        }
+    }
+
+    /// Marks what a transaction loaded that may have changed rows itself.
+    pub fn mark_own(&mut self) {
+        while let Some(tag) = self.own.pop() {
+            self.mark(tag);
+        }
+    }
+
+    /// A random word: `xorshift64*` (Marsaglia 2003, Vigna 2014), seeded by process and time.
+    pub fn random(&mut self) -> u64 {
+        if self.random == 0 {
+            self.random =
+                (u64::from(std::process::id()) << 32 ^ crate::clock::wall_us()).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            self.cursor = self.random as u32;
+        }
+        let mut x = self.random;
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.random = x;
+        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+/// A rough size of a compiled extension in memory.
+pub fn size_of_compiled(compiled: &Compiled) -> usize {
+    let versions: usize = compiled
+        .versions
+        .iter()
+        .map(|v| 400 + v.config.len() + v.subject.len() + 4 * v.pool.members.len() * 3)
+        .sum();
+    let instances: usize = compiled
+        .instances
+        .iter()
+        .map(|i| 64 + i.subject.len() + i.id.len())
+        .sum();
+    size_of::<Compiled>() + versions + instances
+}

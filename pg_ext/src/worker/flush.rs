@@ -1,0 +1,364 @@
+//! What a worker writes: transitions, counts, minute metrics, the batches of bridges; and what it cleans up.
+//!
+//! Everything is written as it stands, not as a difference, so that writing it twice is writing it once. A copy of the counts and of the batch
+//! numbers that belong to them is taken under the lock that batches are applied under, and written in one transaction.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use ext_registry_core::hdr::Hdr;
+use ext_registry_core::histogram::{MinuteSnapshot, OUTCOMES, SUB_WINDOWS};
+use ext_registry_core::target::minute;
+use pgrx::bgworkers::BackgroundWorker;
+use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
+use pgrx::spi::{self, Spi, SpiClient};
+use pgrx::{PgOid, Uuid, pg_sys};
+
+use crate::shmem::{Database, Moved, Shared, VERSION};
+use crate::{clock, guc};
+
+/// The state of writing down, of one database.
+pub struct Flusher {
+    database: u32,
+    schema: String,
+    /// By key of the target: the last minute whose metrics are written for good.
+    minutes: HashMap<u64, u64>,
+}
+
+/// A copy of one target.
+struct Copied {
+    uid: u64,
+    kind: u32,
+    name: String,
+    snapshot: Vec<u8>,
+    breaker_state: &'static str,
+    minutes: Vec<(u64, MinuteSnapshot)>,
+}
+
+/// A copy of one bridge's batch number.
+struct Batches {
+    place: usize,
+    uuid: [u64; 2],
+    seq: u64,
+}
+
+impl Flusher {
+    /// Looks for the extension in this database.
+    pub fn new(database: u32) -> Option<Self> {
+        let schema = BackgroundWorker::transaction(|| {
+            // Nothing of a worker waits for a synchronous standby.
+            let _ = Spi::run("set synchronous_commit = local");
+            let _ = Spi::run("set search_path = pg_catalog");
+            let found = Spi::get_one::<String>(
+                "select pg_catalog.quote_ident(n.nspname) from pg_catalog.pg_extension e \
+                 join pg_catalog.pg_namespace n on n.oid = e.extnamespace where e.extname = 'ext_registry'",
+            );
+            found.ok().flatten()
+        })?;
+        Some(Self {
+            database,
+            schema,
+            minutes: HashMap::new(),
+        })
+    }
+
+    fn sql(&self, statement: &str) -> String {
+        statement.replace("@schema@", &self.schema)
+    }
+
+    /// Writes the transitions that have happened since the last call, and logs them.
+    ///
+    /// How far they are written is kept in shared memory, so a worker that follows another goes on where that one stopped.
+    pub fn events(&mut self, shared: &Shared, database: &Database) {
+        let mut cursor = database.event_cursor.load(Relaxed);
+        let moved = shared.events_since(&mut cursor);
+        let mine: Vec<(Moved, u64, String)> = moved
+            .into_iter()
+            .filter_map(|moved| {
+                let slot = &shared.slots[moved.place as usize];
+                let known = slot.key() == moved.key && slot.database() == self.database;
+                known.then(|| (moved, slot.uid(), slot.name()))
+            })
+            .collect();
+        if mine.is_empty() {
+            database.event_cursor.store(cursor, Relaxed);
+            return;
+        }
+        let sql = self.sql(include_str!("events.sql"));
+        let states = self.sql(include_str!("state.sql"));
+        let copies: Vec<Copied> = {
+            let places: HashSet<u32> = mine.iter().map(|(moved, _, _)| moved.place).collect();
+            shared.copying(|| {
+                places
+                    .into_iter()
+                    .filter_map(|place| copy(shared, place as usize, clock::now_us(), &HashMap::new()))
+                    .collect()
+            })
+        };
+        let written = transaction(|client| {
+            let (mut uids, mut names, mut ats, mut froms, mut tos, mut reasons) =
+                (vec![], vec![], vec![], vec![], vec![], vec![]);
+            let (mut failures, mut requests) = (vec![], vec![]);
+            for (moved, uid, name) in &mine {
+                uids.push(*uid as i64);
+                names.push(name.clone());
+                ats.push(timestamp(clock::to_wall_us(moved.at_us)));
+                froms.push(moved.from);
+                tos.push(moved.to);
+                reasons.push(moved.reason);
+                failures.push(moved.failures as i64);
+                requests.push(moved.requests as i64);
+            }
+            let rows = client.update(
+                &sql,
+                None,
+                &[
+                    array(uids, pg_sys::INT8ARRAYOID),
+                    array(names, pg_sys::TEXTARRAYOID),
+                    array(ats, pg_sys::TIMESTAMPTZARRAYOID),
+                    array(froms, pg_sys::TEXTARRAYOID),
+                    array(tos, pg_sys::TEXTARRAYOID),
+                    array(reasons, pg_sys::TEXTARRAYOID),
+                    array(failures, pg_sys::INT8ARRAYOID),
+                    array(requests, pg_sys::INT8ARRAYOID),
+                ],
+            )?;
+            let mut lines = Vec::new();
+            for row in rows {
+                lines.extend(row.get::<String>(1)?);
+            }
+            write_states(client, &states, &copies)?;
+            Ok(lines)
+        });
+        // Where that failed they are still in the ring.
+        if let Some(lines) = written {
+            database.event_cursor.store(cursor, Relaxed);
+            lines.iter().for_each(|line| pgrx::log!("ext_registry: {line}"));
+        }
+    }
+
+    /// Writes counts, breaker states, minute metrics and batch numbers down.
+    pub fn counts(&mut self, shared: &Shared, database: &Database, now_us: u64) {
+        let (copies, batches) = shared.copying(|| {
+            let changed = shared.slots.iter().enumerate().filter(|(_, slot)| {
+                slot.is_used()
+                    && slot.database() == self.database
+                    && slot.target.fingerprint() != slot.written.load(Relaxed)
+            });
+            let copies: Vec<(usize, u64, Copied)> = changed
+                .filter_map(|(place, slot)| {
+                    let print = slot.target.fingerprint();
+                    copy(shared, place, now_us, &self.minutes).map(|copied| (place, print, copied))
+                })
+                .collect();
+            let batches: Vec<Batches> = shared
+                .head
+                .reporters
+                .iter()
+                .enumerate()
+                .filter(|(_, r)| r.key.load(Acquire) != 0 && r.database.load(Relaxed) == self.database)
+                .filter(|(_, r)| r.applied.load(Acquire) > r.flushed.load(Relaxed))
+                .map(|(place, r)| Batches {
+                    place,
+                    uuid: [r.uuid[0].load(Relaxed), r.uuid[1].load(Relaxed)],
+                    seq: r.applied.load(Acquire),
+                })
+                .collect();
+            (copies, batches)
+        });
+        if copies.is_empty() && batches.is_empty() {
+            database.flushed_us.store(now_us, Relaxed);
+            return;
+        }
+        let (states, metrics, reporters) = (
+            self.sql(include_str!("state.sql")),
+            self.sql(include_str!("metrics.sql")),
+            self.sql(include_str!("reporters.sql")),
+        );
+        let done = transaction(|client| {
+            let rows: Vec<&Copied> = copies.iter().map(|(_, _, copied)| copied).collect();
+            write_states(client, &states, rows.iter().copied())?;
+            write_metrics(client, &metrics, &rows)?;
+            if !batches.is_empty() {
+                let uuids: Vec<Uuid> = batches.iter().map(|batch| uuid(batch.uuid)).collect();
+                let seqs: Vec<i64> = batches.iter().map(|batch| batch.seq as i64).collect();
+                client.update(
+                    &reporters,
+                    None,
+                    &[array(uuids, pg_sys::UUIDARRAYOID), array(seqs, pg_sys::INT8ARRAYOID)],
+                )?;
+            }
+            Ok(())
+        });
+        if done.is_none() {
+            return;
+        }
+        for (place, print, copied) in &copies {
+            let slot = &shared.slots[*place];
+            slot.written.store(*print, Relaxed);
+            if let Some((last, _)) = copied.minutes.last() {
+                self.minutes.insert(slot.key(), *last);
+            }
+        }
+        for batch in &batches {
+            shared.head.reporters[batch.place].flushed.store(batch.seq, Relaxed);
+        }
+        database.flushed_us.store(now_us, Relaxed);
+    }
+
+    /// Frees the places of what is gone and deletes what is too old. Returns whether the extension is still there.
+    pub fn housekeeping(&mut self, shared: &Shared) -> bool {
+        let uids = self.sql("select uid from @schema@.extensions");
+        let clean = self.sql(include_str!("housekeeping.sql"));
+        let there = transaction(|client| {
+            Ok(client
+                .select(
+                    "select 1 from pg_catalog.pg_extension where extname = 'ext_registry'",
+                    Some(1),
+                    &[],
+                )?
+                .len()
+                > 0)
+        });
+        match there {
+            Some(true) => {}
+            Some(false) => {
+                shared.release_if(|slot| slot.database() == self.database);
+                return false;
+            }
+            None => return true,
+        }
+        let known = transaction(|client| {
+            let mut known = HashSet::new();
+            for row in client.select(&uids, None, &[])? {
+                known.extend(row.get::<i64>(1)?.map(|uid| uid as u64));
+            }
+            let retention = [guc::METRICS_RETENTION.get(), guc::EVENTS_RETENTION.get()];
+            client.update(&clean, None, &[retention[0].into(), retention[1].into()])?;
+            Ok(known)
+        });
+        if let Some(known) = known {
+            let old_us = clock::now_us().saturating_sub(60_000_000);
+            // A place that is new may be of a transaction that has not committed yet.
+            shared.release_if(|slot| {
+                slot.database() == self.database
+                    && !known.contains(&slot.uid())
+                    && slot.target.updated_us().unwrap_or(0) < old_us
+            });
+            self.minutes.retain(|key, _| shared.find(*key).is_some());
+        }
+        true
+    }
+}
+
+/// Copies what is to be written of a place. Nothing in here calls Postgres.
+fn copy(shared: &Shared, place: usize, now_us: u64, written: &HashMap<u64, u64>) -> Option<Copied> {
+    let slot = &shared.slots[place];
+    if !slot.is_used() {
+        return None;
+    }
+    let now = minute(now_us);
+    let oldest = now.saturating_sub(SUB_WINDOWS as u64 - 1);
+    let all: Vec<(u64, MinuteSnapshot)> = (oldest..=now)
+        .map(|minute| (minute, slot.target.latency.minute_snapshot(minute)))
+        .filter(|(_, snapshot)| !snapshot.is_empty())
+        .collect();
+    let snapshot = slot.target.snapshot(&all);
+    // The last minute written may have grown since.
+    let from = written.get(&slot.key()).copied().unwrap_or(0);
+    Some(Copied {
+        uid: slot.uid(),
+        kind: slot.kind(),
+        name: slot.name(),
+        snapshot,
+        breaker_state: slot.target.breaker.state().as_str(),
+        minutes: all.into_iter().filter(|(minute, _)| *minute >= from).collect(),
+    })
+}
+
+fn write_states<'a>(
+    client: &mut SpiClient<'_>,
+    sql: &str,
+    rows: impl IntoIterator<Item = &'a Copied>,
+) -> spi::Result<()> {
+    let (mut uids, mut kinds, mut names, mut snapshots, mut states) = (vec![], vec![], vec![], vec![], vec![]);
+    for row in rows {
+        uids.push(row.uid as i64);
+        kinds.push(row.kind as i16);
+        names.push(row.name.clone());
+        snapshots.push(row.snapshot.clone());
+        states.push((row.kind == VERSION).then_some(row.breaker_state));
+    }
+    let arguments = [
+        array(uids, pg_sys::INT8ARRAYOID),
+        array(kinds, pg_sys::INT2ARRAYOID),
+        array(names, pg_sys::TEXTARRAYOID),
+        array(snapshots, pg_sys::BYTEAARRAYOID),
+        array(states, pg_sys::TEXTARRAYOID),
+    ];
+    client.update(sql, None, &arguments)?;
+    Ok(())
+}
+
+fn write_metrics(client: &mut SpiClient<'_>, sql: &str, rows: &[&Copied]) -> spi::Result<()> {
+    let (mut uids, mut kinds, mut names, mut minutes, mut latencies) = (vec![], vec![], vec![], vec![], vec![]);
+    let mut outcomes: Vec<Vec<i64>> = vec![Vec::new(); OUTCOMES];
+    for row in rows {
+        for (minute, snapshot) in &row.minutes {
+            uids.push(row.uid as i64);
+            kinds.push(row.kind as i16);
+            names.push(row.name.clone());
+            // Minutes are those of the wall clock, however far it has moved.
+            let wall_us = (clock::to_wall_us(minute * 60_000_000) + 30_000_000) / 60_000_000 * 60_000_000;
+            minutes.push(timestamp(wall_us));
+            latencies.push(Hdr::from_snapshot(snapshot).to_text());
+            for (column, count) in outcomes.iter_mut().zip(snapshot.outcomes) {
+                column.push(count as i64);
+            }
+        }
+    }
+    if uids.is_empty() {
+        return Ok(());
+    }
+    let mut arguments = vec![
+        array(uids, pg_sys::INT8ARRAYOID),
+        array(kinds, pg_sys::INT2ARRAYOID),
+        array(names, pg_sys::TEXTARRAYOID),
+        array(minutes, pg_sys::TIMESTAMPTZARRAYOID),
+        array(latencies, pg_sys::TEXTARRAYOID),
+    ];
+    arguments.extend(outcomes.into_iter().map(|column| array(column, pg_sys::INT8ARRAYOID)));
+    client.update(sql, None, &arguments)?;
+    Ok(())
+}
+
+/// Runs statements in a transaction of their own. `None` if it failed: the reason is logged, the worker lives on.
+fn transaction<T>(work: impl FnOnce(&mut SpiClient<'_>) -> spi::Result<T>) -> Option<T> {
+    let result = BackgroundWorker::transaction(std::panic::AssertUnwindSafe(|| Spi::connect_mut(work)));
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            pgrx::log!("ext_registry: cannot write live state down: {error}");
+            None
+        }
+    }
+}
+
+fn array<T>(values: Vec<T>, oid: pg_sys::Oid) -> DatumWithOid<'static>
+where
+    Vec<T>: pgrx::IntoDatum,
+{
+    // SAFETY: each caller names the array type of its values.
+    unsafe { DatumWithOid::new(values, PgOid::from(oid).value()) }
+}
+
+fn timestamp(wall_us: u64) -> Option<TimestampWithTimeZone> {
+    TimestampWithTimeZone::try_from(clock::to_timestamp(wall_us)).ok()
+}
+
+fn uuid(halves: [u64; 2]) -> Uuid {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&halves[0].to_le_bytes());
+    bytes[8..].copy_from_slice(&halves[1].to_le_bytes());
+    Uuid::from_bytes(bytes)
+}

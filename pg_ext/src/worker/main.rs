@@ -1,0 +1,153 @@
+//! The worker of one database: writes transitions down as they happen, counts and metrics every flush interval, and everything once more
+//! when the server stops.
+//!
+//! Its last flush waits for the sessions that may still report, so that what was acknowledged is on disk. On a standby it only sweeps.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::time::{Duration, Instant};
+
+use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+use pgrx::pg_sys;
+
+use super::flush::Flusher;
+use crate::api::release;
+use crate::shmem::{self, Database, Shared};
+use crate::{clock, guc};
+
+/// How long a call that lapsed is kept for a late report, in microseconds.
+const KEEP_LAPSED_US: u64 = 300_000_000;
+/// How long the last flush waits for sessions to end.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+/// How long a database that has been announced is given to commit its CREATE EXTENSION.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often old rows and places are looked for, in microseconds.
+const HOUSEKEEPING_US: u64 = 10_000_000;
+
+/// Re-reads the configuration file if SIGHUP asked for it.
+pub fn reload_settings() {
+    if BackgroundWorker::sighup_received() {
+        // SAFETY: between transactions, as any process does it.
+        unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+    }
+}
+
+/// Entry point.
+#[pgrx::pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn ext_registry_worker_main(argument: pg_sys::Datum) {
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    let oid = argument.value() as u32;
+    let shared = shmem::get();
+    let Some(database) = shared.database(oid) else { return };
+    // One worker a database, whoever asked for it.
+    if database
+        .worker_pid
+        .compare_exchange(0, std::process::id() as i32, Acquire, Relaxed)
+        .is_err()
+    {
+        return;
+    }
+    // SAFETY: runs when this process ends in whatever way, while shared memory is there; this process's latch lies in shared memory.
+    unsafe {
+        pg_sys::before_shmem_exit(Some(sign_off), argument);
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::Oid::from(oid), pg_sys::InvalidOid, 0);
+        database.latch.store(pg_sys::MyLatch, Release);
+    }
+    let Some(mut flusher) = find_extension(oid, database) else {
+        // No extension here: not again before somebody announces it.
+        retire(database);
+        return;
+    };
+    run(&shared, database, &mut flusher);
+    // SAFETY: ends this process.
+    unsafe { pg_sys::proc_exit(1) }
+}
+
+/// Looks for the extension; for a while if a session has announced it: CREATE EXTENSION does so before it commits.
+fn find_extension(oid: u32, database: &Database) -> Option<Flusher> {
+    let begun = Instant::now();
+    loop {
+        let found = Flusher::new(oid);
+        if found.is_some() || !database.announced.load(Relaxed) || begun.elapsed() > PATIENCE {
+            return found;
+        }
+        if !BackgroundWorker::wait_latch(Some(Duration::from_millis(100))) {
+            return None;
+        }
+    }
+}
+
+/// Gives the database's entry back: it needs no worker.
+fn retire(database: &Database) {
+    database.latch.store(std::ptr::null_mut(), Release);
+    database.worker_pid.store(0, Release);
+    database.oid.store(0, Release);
+}
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn sign_off(_code: i32, argument: pg_sys::Datum) {
+    if let Some(database) = shmem::get().database(argument.value() as u32) {
+        database.latch.store(std::ptr::null_mut(), Release);
+        database.worker_pid.store(0, Release);
+    }
+}
+
+fn run(shared: &Shared, database: &Database, flusher: &mut Flusher) {
+    let mut housekept_us = 0;
+    loop {
+        let interval_us = guc::FLUSH_INTERVAL.get() as u64 * 1000;
+        let now_us = clock::now_us();
+        shared
+            .tickets()
+            .sweep(now_us, KEEP_LAPSED_US, |call| release(shared, call));
+        // SAFETY: reads the server's state.
+        if !unsafe { pg_sys::RecoveryInProgress() } {
+            flusher.events(shared, database);
+            if database.flushed_us.load(Relaxed) + interval_us <= now_us {
+                flusher.counts(shared, database, now_us);
+            }
+            if housekept_us + HOUSEKEEPING_US <= now_us {
+                housekept_us = now_us;
+                if !flusher.housekeeping(shared) {
+                    retire(database);
+                    return;
+                }
+            }
+        }
+        let next_us = (database.flushed_us.load(Relaxed) + interval_us)
+            .saturating_sub(clock::now_us())
+            .clamp(1000, interval_us);
+        if !BackgroundWorker::wait_latch(Some(Duration::from_micros(next_us))) {
+            break;
+        }
+        reload_settings();
+    }
+    last_flush(shared, database, flusher);
+}
+
+/// After SIGTERM: the sessions are being ended too, and each may still have reported.
+fn last_flush(shared: &Shared, database: &Database, flusher: &mut Flusher) {
+    // SAFETY: reads the server's state.
+    if unsafe { pg_sys::RecoveryInProgress() } {
+        return;
+    }
+    let flush = |flusher: &mut Flusher| {
+        flusher.events(shared, database);
+        flusher.counts(shared, database, clock::now_us());
+    };
+    flush(flusher);
+    let begun = Instant::now();
+    while shared.head.sessions.load(Acquire) > 0 && begun.elapsed() < LAST_WAIT {
+        // SAFETY: waits for a session to sign off, which sets the latch; wakes on its own in between.
+        unsafe {
+            pg_sys::WaitLatch(
+                pg_sys::MyLatch,
+                (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
+                20,
+                pg_sys::PG_WAIT_EXTENSION,
+            );
+            pg_sys::ResetLatch(pg_sys::MyLatch);
+        }
+    }
+    flush(flusher);
+}
