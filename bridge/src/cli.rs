@@ -123,9 +123,9 @@ fn start_logging(logging: &Logging, serving: bool) -> Result<(), Exit> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     if logging.json {
-        log.json().init()
+        log.json().init();
     } else {
-        log.init()
+        log.init();
     }
     Ok(())
 }

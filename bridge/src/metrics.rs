@@ -2,12 +2,13 @@
 //! alerts use; `ext_bridge_*` is about the daemon itself.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 use std::sync::Arc;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// Buckets of the latency histogram, in ms.
@@ -62,8 +63,6 @@ pub struct Metrics {
     pub reports_lost: IntCounter,
     /// 1 for the source that decides.
     pub source: IntGaugeVec,
-    /// Age of the image that decisions are made from without Postgres, in seconds.
-    pub image_age: Gauge,
     /// Reconnections.
     pub reconnects: IntCounterVec,
     /// Whether NATS is connected.
@@ -239,13 +238,6 @@ impl Metrics {
                 "Outcomes given up because too many were waiting",
             ),
             source: b.gauges("ext_bridge_source", "1 for the source that decides", &["source"]),
-            image_age: b.add(
-                "gauge",
-                Gauge::new(
-                    "ext_bridge_image_age_seconds",
-                    "Age of the registry image used without Postgres",
-                ),
-            ),
             reconnects: b.counters("ext_bridge_reconnects_total", "Reconnections", &["to"]),
             nats_connected: b.gauge("ext_bridge_nats_connected", "Connections to NATS that stand"),
             postgres_connected: b.gauge("ext_bridge_postgres_connected", "Connections to Postgres that stand"),
@@ -279,10 +271,12 @@ impl Metrics {
         let mut text = String::from_utf8(out).unwrap_or_default();
         for head in &self.heads {
             if !families.iter().any(|family| family.name() == head.name) {
-                text.push_str(&format!(
-                    "# HELP {0} {1}\n# TYPE {0} {2}\n",
-                    head.name, head.help, head.kind
-                ));
+                let Head { name, help, kind } = head;
+                let _ = writeln!(
+                    text,
+                    "# HELP {name} {help}
+# TYPE {name} {kind}"
+                ); // a String takes anything
             }
         }
         text

@@ -140,10 +140,15 @@ async fn open(config: &Config, role: Role) -> Result<(Conn, tokio::task::JoinHan
     let main = client.prepare(&in_schema(main, &schema)).await?;
     let (mut preview, mut facts) = (None, None);
     if role == Role::Side {
-        preview = client
-            .prepare(&in_schema(include_str!("queries/preview.sql"), &schema))
-            .await
-            .ok();
+        let ways = [
+            include_str!("queries/preview.sql"),
+            include_str!("queries/preview_by_explain.sql"),
+        ];
+        for sql in ways {
+            if preview.is_none() {
+                preview = client.prepare(&in_schema(sql, &schema)).await.ok();
+            }
+        }
         facts = client
             .prepare(&in_schema(include_str!("queries/facts.sql"), &schema))
             .await

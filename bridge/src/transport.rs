@@ -50,6 +50,20 @@ pub struct Inbound {
 }
 
 impl Inbound {
+    /// A message without headers.
+    #[cfg(test)]
+    pub fn new(channel: Channel, subject: &str, reply: Option<&str>, payload: Bytes) -> Self {
+        let (subject, reply) = (Subject::from(subject), reply.map(Subject::from));
+        Self {
+            channel,
+            subject,
+            reply,
+            payload,
+            no_responders: false,
+            headers: None,
+        }
+    }
+
     /// The first value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str)
@@ -61,6 +75,11 @@ impl Inbound {
 pub struct Headers(String);
 
 impl Headers {
+    /// Without headers, with room for the usual ones.
+    pub fn roomy() -> Self {
+        Self(String::with_capacity(192))
+    }
+
     /// Adds a header. Line breaks in a value become spaces.
     pub fn push(&mut self, name: &str, value: &str) {
         self.0.push_str(name);
@@ -282,16 +301,16 @@ impl Transport {
         }
     }
 
-    /// Sends, or keeps the message until there is room. False where it was dropped.
-    pub fn send(&mut self, message: Outbound) -> bool {
+    /// Sends, or keeps the message until there is room; gives it back where too many are kept already.
+    pub fn send(&mut self, message: Outbound) -> Option<Outbound> {
         if self.waiting.is_empty() && self.try_send(&message) {
-            return true;
+            return None;
         }
         if self.waiting.len() >= MAX_WAITING {
-            return false;
+            return Some(message);
         }
         self.waiting.push_back(message);
-        true
+        None
     }
 
     /// Sends what was kept, as far as there is room; drops what has expired. Returns how many still wait.

@@ -51,7 +51,7 @@ impl Side {
 
     /// Asks for facts.
     pub fn facts(&self, conn: Arc<Conn>, ids: &[Rc<str>]) {
-        let ids: Vec<String> = ids.iter().map(|id| id.to_string()).collect();
+        let ids: Vec<String> = ids.iter().map(std::string::ToString::to_string).collect();
         self.pending.push(Box::pin(async move {
             let rows = match &conn.facts {
                 Some(statement) => conn.client.query(statement, &[&ids]).await,

@@ -109,6 +109,7 @@ async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String,
     let (number, user): (&str, &str) = (server.get(0), server.get(1));
     Lines::good("postgres", &format!("server {number}, as {user}"));
     Lines::good("extension", &format!("ext_registry {version} in schema {schema}"));
+    // Without the last three the bridge serves, and shows less.
     let rights: [(&str, &str); 7] = [
         ("ext_select_many", include_str!("../queries/decide.sql")),
         ("ext_report_many", include_str!("../queries/report.sql")),
@@ -118,7 +119,7 @@ async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String,
         ("extension_instances", include_str!("../queries/instances.sql")),
         ("extension_breaker_events", include_str!("../queries/openings.sql")),
     ];
-    for (what, sql) in rights {
+    for (place, (what, sql)) in rights.into_iter().enumerate() {
         let sql = in_schema(sql, &schema);
         let allowed = match client.prepare(&sql).await {
             Ok(_) => may(&client, &schema, what).await,
@@ -126,6 +127,7 @@ async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String,
         };
         match allowed {
             Ok(()) => Lines::good("rights", what),
+            Err(why) if place >= 4 => Lines::warn("rights", &format!("{what}: {why}")),
             Err(why) => lines.bad("rights", &format!("{what}: {why}")),
         }
     }

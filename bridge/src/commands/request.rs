@@ -183,16 +183,15 @@ async fn here(
 ) -> Result<async_nats::Message, Exit> {
     settings.prefix = format!("ext-bridge.{}", uuid::Uuid::new_v4().simple());
     settings.machine.decide_timeout_us = settings.machine.decide_timeout_us.max(5_000_000);
-    let local = match crate::serve::decide_source(&settings).await {
-        Source::Fixtures => Some(Local::open(&settings.fixtures, 1024)?),
-        _ => {
-            let found = crate::pg::connect(&settings.database).await;
-            found
-                .map_err(|e| Exit::new(Kind::Postgres, format!("no bridge is running, and {e}")))?
-                .1
-                .abort();
-            None
-        }
+    let local = if crate::serve::decide_source(&settings).await == Source::Fixtures {
+        Some(Local::open(&settings.fixtures, 1024)?)
+    } else {
+        let found = crate::pg::connect(&settings.database).await;
+        found
+            .map_err(|e| Exit::new(Kind::Postgres, format!("no bridge is running, and {e}")))?
+            .1
+            .abort();
+        None
     };
     let (admin, _requests) = tokio::sync::mpsc::unbounded_channel();
     let (event_loop, handle) = EventLoop::start(

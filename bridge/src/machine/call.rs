@@ -88,7 +88,7 @@ pub struct Call {
     state: State,
     timer: Timer,
     deadline_us: u64,
-    call_id: u64,
+    number: u64,
     sent: u8,
     attempts: u8,
     avoid: Vec<Rc<str>>,
@@ -142,7 +142,7 @@ pub struct Finished {
 impl Finished {
     /// What the caller is told beside the reply.
     pub fn headers(&self) -> Headers {
-        let mut headers = Headers::default();
+        let mut headers = Headers::roomy();
         if !self.version.is_empty() {
             headers.push("Ext-Version", &self.version);
         }
@@ -195,13 +195,13 @@ impl Machine {
         }
         let deadline_us = spec.deadline_us.unwrap_or(u64::MAX);
         let decide_by = (now + self.settings.decide_timeout_us).min(deadline_us);
-        let call_id = self.random.u64(..);
+        let number = self.random.u64(..);
         let token = self.calls.insert(Call {
             spec,
             state: State::Deciding,
             timer: Timer::NEVER,
             deadline_us,
-            call_id,
+            number,
             sent: 0,
             attempts: 1,
             avoid: Vec::new(),
@@ -275,7 +275,7 @@ impl Machine {
                     None => self.finish(token.call, Done::Preview(decision), now),
                 }
             }
-            Ok(decision) => self.allowed(token.call, decision, now),
+            Ok(decision) => self.allowed(token.call, &decision, now),
             Err(undecided) => {
                 let failure = match undecided {
                     Undecided::Unavailable => {
@@ -307,12 +307,11 @@ impl Machine {
     /// No decision for this attempt: the code of the last attempt that was sent, if there was one.
     fn undecided(&mut self, token: Token, failure: Failure, now: u64) {
         let Some(call) = self.calls.get_mut(token) else { return };
-        let failure = match call.failure.take() {
-            Some(last) => last,
-            None => {
-                self.metrics.refused(failure.code.as_str());
-                failure
-            }
+        let failure = if let Some(last) = call.failure.take() {
+            last
+        } else {
+            self.metrics.refused(failure.code.as_str());
+            failure
         };
         self.finish(token, Done::Failed(failure), now);
     }
@@ -348,7 +347,7 @@ impl Machine {
         ))
     }
 
-    fn allowed(&mut self, token: Token, decision: Decision, now: u64) {
+    fn allowed(&mut self, token: Token, decision: &Decision, now: u64) {
         let wrong = self.wrong_kind(token, decision.kind);
         let (share, per_second, max_call) = (
             self.settings.retry_share,
@@ -358,7 +357,7 @@ impl Machine {
         let Some(call) = self.calls.get_mut(token) else { return };
         let id = Rc::clone(&call.spec.extension_id);
         let first = call.target.kind.is_none();
-        call.target = target_of(&decision);
+        call.target = target_of(decision);
         let timeout_us = u64::from(decision.timeout_ms.min(call.spec.timeout_ms.unwrap_or(u32::MAX))) * 1000;
         if first {
             let retries = call.spec.retry.unwrap_or(decision.retry).min(10);
@@ -371,7 +370,7 @@ impl Machine {
             }
         }
         let (Some(kind), Some(subject)) = (decision.kind, decision.subject.clone()) else {
-            self.give_back(&decision);
+            self.give_back(decision);
             self.undecided(
                 token,
                 Failure::new(Code::Internal, "the registry gave no type or subject"),
@@ -380,7 +379,7 @@ impl Machine {
             return;
         };
         if let Some(failure) = wrong {
-            self.give_back(&decision);
+            self.give_back(decision);
             self.undecided(token, failure, now);
             return;
         }
@@ -400,7 +399,7 @@ impl Machine {
                 m.selected(instance, &facts.balancing);
             }
         }
-        self.send_attempt(token, &decision, kind, &subject, timeout_us, now);
+        self.send_attempt(token, decision, kind, &subject, timeout_us, now);
     }
 
     fn send_attempt(
@@ -454,7 +453,7 @@ impl Machine {
             self.attempt_lost(attempt, now);
             return;
         }
-        let mut headers = Headers::default();
+        let mut headers = Headers::roomy();
         headers.push("traceparent", &spec.ids.traceparent);
         headers.push("Ext-Version", &call.target.version);
         if let Some(instance) = &call.target.instance_id {
@@ -462,7 +461,7 @@ impl Machine {
         }
         let mut digits = itoa(u64::from(call.sent));
         headers.push("Ext-Attempt", digits.as_str());
-        headers.push("Ext-Call-Id", &format!("{:016x}", call.call_id));
+        headers.push("Ext-Call-Id", &format!("{:016x}", call.number));
         digits = itoa((expires_us - now).div_ceil(1000));
         headers.push("Ext-Timeout-Ms", digits.as_str());
         let message = Outbound {

@@ -252,7 +252,7 @@ impl Machine {
     }
 
     /// A request came in.
-    pub fn on_request(&mut self, asked: Asked, message: Inbound, now: u64) {
+    pub fn on_request(&mut self, asked: Asked, message: &Inbound, now: u64) {
         self.stats[asked as usize].requests += 1;
         let bytes = message.payload.len();
         let client = Client {
@@ -272,14 +272,14 @@ impl Machine {
         };
         self.bytes += bytes;
         if let Some(why) = refused {
-            self.answer_failure(&client, Failure::new(Code::Overloaded, why), now);
+            self.answer_failure(&client, &Failure::new(Code::Overloaded, why), now);
             return;
         }
         let mut limits = self.settings.limits;
         limits.message_bytes = limits.message_bytes.min(self.max_payload.saturating_sub(16 << 10));
         let traceparent = message.header("traceparent");
         match Request::parse(asked, &message.payload, traceparent, &limits, &mut self.random) {
-            Err(failure) => self.answer_failure(&client, failure, now),
+            Err(failure) => self.answer_failure(&client, &failure, now),
             Ok(request) => match asked {
                 Asked::Invoke => {
                     let id = message.subject.rsplit('.').next().unwrap_or_default();
@@ -399,9 +399,9 @@ impl Machine {
             if self.is_waiting(question.token) {
                 let preview = self.calls.get(question.token.call).is_some_and(call::Call::is_dry_run);
                 if preview {
-                    self.previews.push_front(question)
+                    self.previews.push_front(question);
                 } else {
-                    self.questions.push_front(question)
+                    self.questions.push_front(question);
                 }
             }
         }
@@ -449,9 +449,9 @@ impl Machine {
 
     pub(crate) fn ask(&mut self, question: Question, preview: bool) {
         if preview {
-            self.previews.push_back(question)
+            self.previews.push_back(question);
         } else {
-            self.questions.push_back(question)
+            self.questions.push_back(question);
         }
     }
 
@@ -488,11 +488,11 @@ impl Machine {
     }
 
     /// Tells a caller that its request was refused or failed.
-    pub(crate) fn answer_failure(&mut self, client: &Client, failure: Failure, now: u64) {
+    pub(crate) fn answer_failure(&mut self, client: &Client, failure: &Failure, now: u64) {
         self.answer_failure_with(client, failure, Headers::default(), now);
     }
 
-    pub(crate) fn answer_failure_with(&mut self, client: &Client, failure: Failure, mut headers: Headers, now: u64) {
+    pub(crate) fn answer_failure_with(&mut self, client: &Client, failure: &Failure, mut headers: Headers, now: u64) {
         self.finished(client, true, now);
         self.metrics.replies(failure.code.as_str());
         if matches!(
@@ -544,7 +544,7 @@ impl Machine {
                             "timeout_ms": decision.timeout_ms, "retry": decision.retry, "reason": decision.reason}});
                         self.answer(&client, body.to_string().into(), headers, now);
                     }
-                    call::Done::Failed(failure) => self.answer_failure_with(&client, failure, headers, now),
+                    call::Done::Failed(failure) => self.answer_failure_with(&client, &failure, headers, now),
                 }
             }
         }

@@ -244,21 +244,18 @@ fn trace_context(trace: Option<String>, incoming: Option<&str>, random: &mut fas
         let header = format!("00-{id}-{span:016x}-{flags}");
         return (trace.unwrap_or_else(|| id.to_owned()), header);
     }
-    match trace {
-        Some(trace) => {
-            let plain = trace.replace('-', "").to_ascii_lowercase();
-            let id = if hex(&plain, 32) {
-                plain
-            } else {
-                format!("{:032x}", random.u128(1..))
-            };
-            (trace, format!("00-{id}-{span:016x}-00"))
-        }
-        None => {
-            let id = format!("{:032x}", random.u128(1..));
-            let header = format!("00-{id}-{span:016x}-00");
-            (id, header)
-        }
+    if let Some(trace) = trace {
+        let plain = trace.replace('-', "").to_ascii_lowercase();
+        let id = if hex(&plain, 32) {
+            plain
+        } else {
+            format!("{:032x}", random.u128(1..))
+        };
+        (trace, format!("00-{id}-{span:016x}-00"))
+    } else {
+        let id = format!("{:032x}", random.u128(1..));
+        let header = format!("00-{id}-{span:016x}-00");
+        (id, header)
     }
 }
 

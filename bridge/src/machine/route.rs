@@ -176,7 +176,7 @@ impl Machine {
         let failure = failure
             .with("tenant_id", route.key.0.as_str())
             .with("policy_id", route.key.1.as_str());
-        self.answer_failure(&route.client, failure, now);
+        self.answer_failure(&route.client, &failure, now);
     }
 
     /// Goes on until a call has to be waited for.
@@ -227,12 +227,11 @@ impl Machine {
                         .iter()
                         .filter(|p| p.weight > 0 && self.applies(token, &p.item))
                         .collect();
-                    return match self.choose(token, &candidates, policy.sticky.as_ref()) {
-                        Some(choice) => self.start_provider(token, choice, now),
-                        None => {
-                            let failure = Failure::new(Code::ExtensionUnavailable, "no provider serves this request");
-                            self.fail_route(token, failure.with("stage", "provider"), now);
-                        }
+                    return if let Some(choice) = self.choose(token, &candidates, policy.sticky.as_ref()) {
+                        self.start_provider(token, choice, now);
+                    } else {
+                        let failure = Failure::new(Code::ExtensionUnavailable, "no provider serves this request");
+                        self.fail_route(token, failure.with("stage", "provider"), now);
                     };
                 }
             }
@@ -484,9 +483,25 @@ impl Machine {
             route.executed.iter().filter(|v| ended(v)).count() == total
         });
         if done {
+            self.order_validators(token);
             self.set_stage(token, Stage::Provider);
             self.advance(token, now);
         }
+    }
+
+    /// Validators end in any order; they are shown in the policy's.
+    fn order_validators(&mut self, token: Token) {
+        let Some(route) = self.routes.get_mut(token) else {
+            return;
+        };
+        let Some(policy) = &route.policy else { return };
+        let place = |entry: &Json| policy.validators.iter().position(|v| entry["id"] == v.item.id.as_str());
+        let start = route
+            .executed
+            .iter()
+            .position(|e| e["type"] == "validator")
+            .unwrap_or(route.executed.len());
+        route.executed[start..].sort_by_key(place);
     }
 
     fn provider_done(&mut self, token: Token, policy: &PolicyDocument, finished: Finished, mut entry: Json, now: u64) {

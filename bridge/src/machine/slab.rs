@@ -34,7 +34,6 @@ impl<T> Default for Slab<T> {
 
 impl<T> Slab<T> {
     /// Number of entries.
-    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> usize {
         self.places.len() - self.free.len()
     }

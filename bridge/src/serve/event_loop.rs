@@ -126,20 +126,19 @@ impl EventLoop {
         for subject in micro.subjects() {
             transport.subscribe(Channel::Micro, subject, None).await?;
         }
-        let registry = match local {
-            Some(local) => Registry::Local(Box::new(local)),
-            None => {
-                let open = |role| {
-                    let changed = handle.clone();
-                    pg::link(settings.database.clone(), role, Arc::clone(&metrics), move || {
-                        let _ = changed.send(Control::Changed);
-                    })
-                };
-                Registry::Postgres {
-                    decide: open(Role::Decide),
-                    report: open(Role::Report),
-                    side: open(Role::Side),
-                }
+        let registry = if let Some(local) = local {
+            Registry::Local(Box::new(local))
+        } else {
+            let open = |role| {
+                let changed = handle.clone();
+                pg::link(settings.database.clone(), role, Arc::clone(&metrics), move || {
+                    let _ = changed.send(Control::Changed);
+                })
+            };
+            Registry::Postgres {
+                decide: open(Role::Decide),
+                report: open(Role::Report),
+                side: open(Role::Side),
             }
         };
         let mut machine = Machine::new(settings.machine.clone(), inbox, Arc::clone(&metrics), fastrand::u64(..));
@@ -261,8 +260,8 @@ impl EventLoop {
         for message in inbound.drain(..) {
             match message.channel {
                 Channel::Reply => self.machine.on_reply(&message, now),
-                Channel::Invoke => self.machine.on_request(Asked::Invoke, message, now),
-                Channel::Route => self.machine.on_request(Asked::Route, message, now),
+                Channel::Invoke => self.machine.on_request(Asked::Invoke, &message, now),
+                Channel::Route => self.machine.on_request(Asked::Route, &message, now),
                 Channel::Micro => self.answer_micro(message, now),
                 Channel::Admin => self.hand_over(message),
             }
@@ -326,7 +325,7 @@ impl EventLoop {
             }
             let machine = &mut self.machine;
             let again = self.decider.settle(answered, |question, answer| {
-                machine.on_decision(question.token, answer, now)
+                machine.on_decision(question.token, answer, now);
             });
             self.machine.ask_again(again);
         }
@@ -343,8 +342,8 @@ impl EventLoop {
                 break;
             }
             for message in messages {
-                if !self.transport.send(message.clone()) {
-                    self.machine.on_unsent(&message, now);
+                if let Some(refused) = self.transport.send(message) {
+                    self.machine.on_unsent(&refused, now);
                 }
             }
         }

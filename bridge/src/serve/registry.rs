@@ -19,7 +19,7 @@ use crate::pg::{self, PgError, describe, in_schema};
 /// Series are read again after this time.
 const MAX_AGE: Duration = Duration::from_secs(1);
 /// The whole registry is looked at this often.
-const SYNC: Duration = Duration::from_secs(60);
+const SYNC: Duration = Duration::from_mins(1);
 /// The key of the advisory lock: `ext_brdg`.
 const LOCK: i64 = 0x6578_745f_6272_6467;
 
