@@ -70,7 +70,7 @@ impl Session {
     /// Reports how the call of a decision went.
     pub async fn report(&self, ticket: i64, outcome: &str, latency: Duration) {
         let ms = latency.as_secs_f64() * 1e3;
-        self.execute("select ext_report($1, $2, $3)", &[&ticket, &outcome, &ms])
+        self.execute("select ext_report($1::bigint, $2, $3)", &[&ticket, &outcome, &ms])
             .await
             .unwrap_or_else(|error| panic!("ext_report({ticket}, {outcome}, {ms}): {error:?}"));
     }

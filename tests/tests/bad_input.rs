@@ -91,9 +91,9 @@ const STATEMENTS: &[(&str, &str, &str)] = &[
         "(",
     ),
     (
-        r#"update extension_versions set routing_rules = '{"a": {"gt": "many"}}'"#,
+        r#"update extension_versions set routing_rules = '{"a": {"gt": true}}'"#,
         "23514",
-        "many",
+        "gt",
     ),
     (
         r#"update extension_versions set routing_rules = '{"a": {"semver": "newish"}}'"#,
@@ -180,7 +180,7 @@ const STATEMENTS: &[(&str, &str, &str)] = &[
     ("select ext_report('nobody', 'success', 1)", "42704", "nobody"),
     ("select ext_report('x', 'success', 'NaN')", "22023", "NaN"),
     ("select ext_report('x', 'success', -0.5)", "22023", "-0.5"),
-    ("select ext_report('x', 'success', null)", "22004", "latency"),
+    ("select ext_report('x', 'success', null)", "22023", "latency"),
     (
         "select ext_report_many(array[1, 2], array['success'], array[1.0, 2.0], array[0, 0])",
         "22023",

@@ -495,7 +495,7 @@ async fn the_commands_of_the_bridge() {
     for line in ["normalize_text", "pii_guard", "mask_pii", "test_provider"] {
         assert!(text.contains(line), "{line} is not in: {text}");
     }
-    let (good, text) = run(&["invoke", "nobody"], r#"{"payload": {}}"#);
+    let (good, text) = run(&["invoke", "nobody", "--payload", "-"], "{}");
     assert!(!good && text.contains("extension_not_found"), "{text}");
 
     assert_eq!(http::get(system.bridge.http(), "/healthz").expect("it listens").0, 200);
