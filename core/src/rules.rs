@@ -41,6 +41,11 @@ impl RuleError {
         }
     }
 
+    /// For rules that the host cannot even read as JSON.
+    pub fn unreadable(why: &str) -> Self {
+        Self::new("", why.to_owned(), VALUE_HINT)
+    }
+
     /// What a valid rule looks like.
     pub fn hint(&self) -> &'static str {
         self.hint

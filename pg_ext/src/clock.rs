@@ -33,10 +33,18 @@ pub fn now_us() -> u64 {
     read(libc::CLOCK_MONOTONIC_COARSE) + shmem::get().head.anchor_us.load(Relaxed)
 }
 
+/// How far the wall clock may be from registry time before what people see is corrected: below it lies the jitter of reading two clocks, and
+/// the slewing of NTP.
+const TOLERANCE_US: i64 = 250_000;
+
 /// A registry time as the wall clock of now would have shown it.
 pub fn to_wall_us(registry_us: u64) -> u64 {
     let drift = wall_us() as i64 - (monotonic_us() + shmem::get().head.anchor_us.load(Relaxed)) as i64;
-    registry_us.saturating_add_signed(drift)
+    if drift.abs() < TOLERANCE_US {
+        registry_us
+    } else {
+        registry_us.saturating_add_signed(drift / 1000 * 1000)
+    }
 }
 
 /// Microseconds between the Unix epoch and that of Postgres, 2000-01-01.

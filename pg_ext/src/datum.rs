@@ -70,6 +70,34 @@ pub unsafe fn text<'a>(datum: pg_sys::Datum) -> Cow<'a, str> {
     String::from_utf8_lossy(unsafe { bytes(datum) }.get())
 }
 
+/// A jsonb as Postgres writes it.
+///
+/// # Safety
+/// `datum` must be a jsonb.
+pub unsafe fn json_text(datum: pg_sys::Datum) -> String {
+    // SAFETY: by the caller; JsonbToCString returns a C string in memory of the current context.
+    unsafe {
+        let payload = aligned_bytes(datum);
+        let container = payload.as_ptr().cast_mut().cast::<pg_sys::JsonbContainer>();
+        let text = pg_sys::JsonbToCString(std::ptr::null_mut(), container, payload.len() as i32);
+        std::ffi::CStr::from_ptr(text).to_string_lossy().into_owned()
+    }
+}
+
+/// A jsonb parsed, or why it cannot be: it is nested deeper than 128 levels, or holds a number beyond a double.
+///
+/// # Safety
+/// `datum` must be a jsonb.
+pub unsafe fn json(datum: pg_sys::Datum) -> Result<serde_json::Value, String> {
+    // SAFETY: by the caller.
+    let text = unsafe { json_text(datum) };
+    serde_json::from_str(&text).map_err(|error| {
+        let why = error.to_string();
+        let why = why.split(" at line").next().unwrap_or_default();
+        format!("{} is not readable: {why}", ext_registry_core::ident::shorten(&text))
+    })
+}
+
 /// The arguments of one call.
 #[derive(Clone, Copy)]
 pub struct Args(pub pg_sys::FunctionCallInfo);
@@ -101,6 +129,12 @@ impl Args {
     pub fn get<T: pgrx::FromDatum>(self, n: usize) -> Option<T> {
         // SAFETY: the SQL declaration says the type.
         self.datum(n).and_then(|datum| unsafe { T::from_datum(datum, false) })
+    }
+
+    /// A jsonb argument, parsed; see [`json`].
+    pub fn json(self, n: usize) -> Option<Result<serde_json::Value, String>> {
+        // SAFETY: the SQL declaration says jsonb.
+        self.datum(n).map(|datum| unsafe { json(datum) })
     }
 
     /// Says that the result is NULL.

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use ext_registry_core::breaker::{Mode, SharedSettings, State, Transition, View};
 use ext_registry_core::compile::Compiled;
 use ext_registry_core::decide::Live;
+use ext_registry_core::ident::check_id;
 use ext_registry_core::target::Target;
 use ext_registry_core::window::Tally;
 use pgrx::pg_sys;
@@ -52,6 +53,10 @@ pub fn get(function: pg_sys::Oid, id: &str) -> Option<Rc<Image>> {
         Known::Image(image) => return Some(image),
         Known::Unknown => return None,
         Known::Stale => {}
+    }
+    // Names that cannot be registered, however long, are not remembered.
+    if check_id("extension_id", id).is_err() {
+        return None;
     }
     let tables = load::tables(function);
     // The tables may have been asked for only because one of them was vacuumed.

@@ -46,5 +46,6 @@ pub extern "C-unwind" fn _PG_init() {
     guc::define();
     shmem::install_hooks();
     invalidate::register_callbacks();
+    worker::install_giveway();
     worker::register_launcher();
 }

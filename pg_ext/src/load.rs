@@ -8,11 +8,13 @@ use std::ffi::{CStr, CString};
 use std::rc::Rc;
 
 use ext_registry_core::breaker::{Mode, Settings};
+use ext_registry_core::context::Context;
 use ext_registry_core::model::{Balancing, ExtensionRow, Health, InstanceRow, Kind, Overrides, Tenants, VersionRow};
-use ext_registry_core::rules::RuleSet;
+use ext_registry_core::rules::{RuleError, RuleSet};
 use pgrx::pg_sys;
 
 use crate::datum;
+use crate::jsonb::Object;
 
 /// The payload of an empty jsonb object.
 const EMPTY_OBJECT: [u8; 4] = 0x2000_0000u32.to_ne_bytes();
@@ -251,12 +253,30 @@ impl Row<'_> {
         self.bytes(column).unwrap_or_else(|| Box::new(EMPTY_OBJECT))
     }
 
-    fn json(&self, column: usize) -> serde_json::Value {
+    fn rules(&self, column: usize) -> Result<RuleSet, RuleError> {
         // SAFETY: the column is jsonb by the install script.
-        let json = self
-            .datum(column)
-            .and_then(|datum| unsafe { <pgrx::JsonB as pgrx::FromDatum>::from_datum(datum, false) });
-        json.map_or_else(|| serde_json::Value::Object(serde_json::Map::new()), |json| json.0)
+        match self.datum(column).map(|datum| unsafe { datum::json(datum) }) {
+            None => Ok(RuleSet::default()),
+            Some(Ok(rules)) => RuleSet::parse(&rules),
+            Some(Err(why)) => Err(RuleError::unreadable(&why)),
+        }
+    }
+
+    /// The tenants that metadata allows; it is only parsed if it names any.
+    fn tenants(&self, column: usize) -> Tenants {
+        let Some(datum) = self.datum(column) else {
+            return Tenants::All;
+        };
+        // SAFETY: the column is jsonb by the install script.
+        unsafe {
+            let named = Object::new(datum::aligned_bytes(datum))
+                .is_some_and(|metadata| metadata.get("allowed_tenants").is_some());
+            match named.then(|| datum::json(datum)) {
+                None => Tenants::All,
+                Some(Ok(metadata)) => Tenants::from_metadata(&metadata),
+                Some(Err(_)) => Tenants::Nobody,
+            }
+        }
     }
 
     fn int(&self, column: usize) -> Option<u32> {
@@ -286,8 +306,13 @@ impl Row<'_> {
     }
 }
 
-/// Calls `each` for every row whose primary key begins with `key`.
-pub fn scan(table: &Table, key: &[Key<'_>], mut each: impl FnMut(&Row<'_>)) {
+/// Calls `each` for every row whose primary key begins with `key`, as newly committed as there are.
+pub fn scan(table: &Table, key: &[Key<'_>], each: impl FnMut(&Row<'_>)) {
+    scan_as_of(std::ptr::null_mut(), table, key, each);
+}
+
+/// The same under one snapshot.
+fn scan_as_of(snapshot: pg_sys::Snapshot, table: &Table, key: &[Key<'_>], mut each: impl FnMut(&Row<'_>)) {
     // SAFETY: the sequence of systable scans as src/backend/access/index/genam.c asks for; on an ERROR Postgres releases all of it.
     unsafe {
         let relation = pg_sys::table_open(table.oid, pg_sys::AccessShareLock as i32);
@@ -324,7 +349,7 @@ pub fn scan(table: &Table, key: &[Key<'_>], mut each: impl FnMut(&Row<'_>)) {
             relation,
             table.index,
             true,
-            std::ptr::null_mut(),
+            snapshot,
             key.len() as i32,
             scan_keys.as_mut_ptr(),
         );
@@ -361,27 +386,38 @@ pub struct Extras {
 
 /// Reads an extension. `None`: it is not registered.
 pub fn extension(tables: &Tables, id: &str) -> Option<(ExtensionRow, Extras)> {
+    // One snapshot for all tables: half of somebody's transaction must not be seen. Taken for a table that is no catalog it is always
+    // a fresh one; on an error Postgres releases it.
+    // SAFETY: registered here, unregistered below.
+    let snapshot = unsafe { pg_sys::RegisterSnapshot(pg_sys::GetCatalogSnapshot(tables.extensions.oid)) };
+    let found = extension_as_of(snapshot, tables, id);
+    // SAFETY: registered above.
+    unsafe { pg_sys::UnregisterSnapshot(snapshot) };
+    found
+}
+
+fn extension_as_of(snapshot: pg_sys::Snapshot, tables: &Tables, id: &str) -> Option<(ExtensionRow, Extras)> {
     let mut found = None;
     let mut extras = Extras::default();
-    scan(&tables.extensions, &[Key::Text(id)], |row| {
+    scan_as_of(snapshot, &tables.extensions, &[Key::Text(id)], |row| {
         extras.own_settings |= row.own;
         found = Some(extension_row(row));
     });
     let mut found = found?;
-    scan(&tables.settings, &[Key::Text(id)], |row| {
+    scan_as_of(snapshot, &tables.settings, &[Key::Text(id)], |row| {
         extras.own_settings |= row.own;
         found.settings = settings(row);
     });
-    scan(&tables.versions, &[Key::Text(id)], |row| {
+    scan_as_of(snapshot, &tables.versions, &[Key::Text(id)], |row| {
         extras.own_settings |= row.own;
         found
             .versions
             .push(version_row(row, &found.subject, found.timeout_ms, found.retry));
     });
-    scan(&tables.instances, &[Key::Text(id)], |row| {
+    scan_as_of(snapshot, &tables.instances, &[Key::Text(id)], |row| {
         found.instances.push(instance_row(row, &found.subject))
     });
-    scan(&tables.resets, &[Key::Text(id)], |row| {
+    scan_as_of(snapshot, &tables.resets, &[Key::Text(id)], |row| {
         extras.resets.push((
             row.text(1).unwrap_or_default(),
             row.big(2).unwrap_or(0).max(0) as u64,
@@ -412,7 +448,7 @@ fn extension_row(row: &Row<'_>) -> ExtensionRow {
         version: row.text(6).unwrap_or_else(|| "v1".to_owned()),
         config: row.object(7),
         metadata: row.object(8),
-        tenants: Tenants::from_metadata(&row.json(8)),
+        tenants: row.tenants(8),
         balancing: row
             .text(9)
             .and_then(|name| Balancing::from_name(&name))
@@ -432,7 +468,7 @@ fn version_row(row: &Row<'_>, subject: &str, timeout_ms: u32, retry: u32) -> Ver
         retry: row.int(4).unwrap_or(retry),
         config: row.object(5),
         metadata: row.object(6),
-        rules: RuleSet::parse(&row.json(7)),
+        rules: row.rules(7),
         rules_text: row.object(7),
         rollout: row.hundredths(8).unwrap_or(10_000),
         rollout_key: row.text(9),

@@ -26,7 +26,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::{clock, guc};
 
 /// Databases that can have the extension at once.
-pub const DATABASES: usize = 64;
+pub const DATABASES: usize = 256;
 /// Bridges whose batch numbers are remembered, in all databases together.
 pub const REPORTERS: usize = 256;
 /// Transitions that wait for the worker.

@@ -3,10 +3,11 @@
 use ext_registry_core::ident::{self, IdentError, shorten};
 use ext_registry_core::policy::PolicyDocument;
 use ext_registry_core::rules::RuleSet;
-use pgrx::{JsonB, pg_sys};
+use pgrx::pg_sys;
 
-use crate::datum::{Args, Element, elements, text};
+use crate::datum::{Args, Element, aligned_bytes, elements, json_text, text};
 use crate::errors::{CHECK_VIOLATION, raise};
+use crate::jsonb::Object;
 
 fn yes() -> pg_sys::Datum {
     pg_sys::Datum::from(true)
@@ -80,23 +81,38 @@ crate::pg_function! {
 crate::pg_function! {
     /// `_ext_check_object(what, value)`.
     _ext_check_object, pg_finfo__ext_check_object, |args| {
-        let value = args.get::<JsonB>(1).map_or(serde_json::Value::Null, |json| json.0);
-        if !value.is_object() {
-            raise(
-                CHECK_VIOLATION,
-                format!("invalid {}: {} is not a JSON object", what(args), shorten(&value.to_string())),
-                "Use an object such as '{}'.",
-            );
+        if let Some(datum) = args.datum(1) {
+            // SAFETY: the SQL declaration says jsonb.
+            let (object, text) = unsafe { (Object::new(aligned_bytes(datum)).is_some(), json_text(datum)) };
+            if !object {
+                raise(
+                    CHECK_VIOLATION,
+                    format!("invalid {}: {} is not a JSON object", what(args), shorten(&text)),
+                    "Use an object such as '{}'.",
+                );
+            }
         }
         yes()
     }
 }
 
+/// A document to be checked; one that cannot be read is refused.
+fn document(args: Args, what: &str) -> serde_json::Value {
+    args.json(0)
+        .unwrap_or(Ok(serde_json::Value::Null))
+        .unwrap_or_else(|why| {
+            raise(
+                CHECK_VIOLATION,
+                format!("invalid {what}: {why}"),
+                "Nest less than 128 levels deep, and use numbers that fit a double.",
+            )
+        })
+}
+
 crate::pg_function! {
     /// `_ext_check_rules(rules)`.
     _ext_check_rules, pg_finfo__ext_check_rules, |args| {
-        let rules = args.get::<JsonB>(0).map_or(serde_json::Value::Null, |json| json.0);
-        if let Err(error) = RuleSet::parse(&rules) {
+        if let Err(error) = RuleSet::parse(&document(args, "routing_rules")) {
             raise(CHECK_VIOLATION, format!("invalid routing_rules: {error}"), error.hint());
         }
         yes()
@@ -106,8 +122,7 @@ crate::pg_function! {
 crate::pg_function! {
     /// `_ext_check_policy(document)`.
     _ext_check_policy, pg_finfo__ext_check_policy, |args| {
-        let document = args.get::<JsonB>(0).map_or(serde_json::Value::Null, |json| json.0);
-        if let Err(error) = PolicyDocument::parse(&document) {
+        if let Err(error) = PolicyDocument::parse(&document(args, "policy document")) {
             raise(CHECK_VIOLATION, format!("invalid policy document: {error}"), error.hint());
         }
         yes()

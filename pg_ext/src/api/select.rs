@@ -39,8 +39,7 @@ pub fn facts<'a>(datum: Option<pg_sys::Datum>) -> Facts<'a> {
         return Facts::Object(object);
     }
     // SAFETY: as above.
-    let shown = unsafe { <pgrx::JsonB as pgrx::FromDatum>::from_datum(datum, false) }
-        .map_or_else(String::new, |json| json.0.to_string());
+    let shown = unsafe { datum::json_text(datum) };
     errors::raise(
         errors::INVALID_PARAMETER_VALUE,
         format!(
@@ -248,31 +247,28 @@ fn list(args: Args, n: usize, name: &str, kind: Element) -> Vec<Option<pg_sys::D
 
 /// The lists of instances already tried, one for each call.
 fn avoid_lists(args: Args, calls: usize) -> Vec<Vec<String>> {
-    let Some(avoid) = args.get::<pgrx::JsonB>(2) else {
-        return Vec::new();
-    };
+    let Some(avoid) = args.json(2) else { return Vec::new() };
     let refuse = |what: &str| -> ! {
         errors::raise(
             errors::INVALID_PARAMETER_VALUE,
-            format!(
-                "avoid {what}: {}",
-                ext_registry_core::ident::shorten(&avoid.0.to_string())
-            ),
+            format!("avoid {what}"),
             "Pass an array with one list of instance ids for each call, such as '[[\"i1\"], []]', or NULL.",
         )
     };
-    let Some(lists) = avoid.0.as_array() else {
-        refuse("is no array")
+    let avoid = avoid.unwrap_or_else(|why| refuse(&why));
+    let shown = || ext_registry_core::ident::shorten(&avoid.to_string());
+    let Some(lists) = avoid.as_array() else {
+        refuse(&format!("is no array: {}", shown()))
     };
     if lists.len() != calls {
-        refuse(&format!("has {} lists for {calls} calls", lists.len()));
+        refuse(&format!("has {} lists for {calls} calls: {}", lists.len(), shown()));
     }
     lists
         .iter()
         .map(|list| match list {
             serde_json::Value::Null => Vec::new(),
             serde_json::Value::Array(ids) => ids.iter().filter_map(|id| id.as_str().map(str::to_owned)).collect(),
-            _ => refuse("has a member that is no list"),
+            _ => refuse(&format!("has a member that is no list: {}", shown())),
         })
         .collect()
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
 use pgrx::pg_sys;
 
+use crate::shmem::Shared;
 use crate::{clock, guc, shmem};
 
 /// A worker that has not appeared after this long is asked for again.
@@ -47,6 +48,9 @@ pub extern "C-unwind" fn ext_registry_launcher_main(_argument: pg_sys::Datum) {
     }
     loop {
         let now_us = clock::now_us();
+        if missing(&shared) {
+            forget_dropped(&shared);
+        }
         for database in &shared.head.databases {
             let oid = database.oid.load(Acquire);
             let asked_us = database.asked_us.load(Relaxed);
@@ -72,6 +76,27 @@ pub extern "C-unwind" fn ext_registry_launcher_main(_argument: pg_sys::Datum) {
     }
     // SAFETY: ends this process; with 1 the postmaster starts it again unless the server stops.
     unsafe { pg_sys::proc_exit(1) }
+}
+
+/// Whether some database waits for its worker.
+fn missing(shared: &Shared) -> bool {
+    shared
+        .head
+        .databases
+        .iter()
+        .any(|database| database.oid.load(Relaxed) != 0 && database.worker_pid.load(Relaxed) == 0)
+}
+
+/// Frees what belongs to databases that are no longer there.
+fn forget_dropped(shared: &Shared) {
+    let there = databases();
+    for database in &shared.head.databases {
+        let oid = database.oid.load(Acquire);
+        if oid != 0 && !there.contains(&oid) {
+            shared.release_if(|slot| slot.database() == oid);
+            database.oid.store(0, Release);
+        }
+    }
 }
 
 /// Starts a worker in a database.
