@@ -285,7 +285,8 @@ async fn a_failing_service_opens_the_breaker_and_recovers_through_half_open() {
     assert_eq!(guard().await.error(), None);
 
     system.services.set("pii_guard", "error").await;
-    for _ in 0..5 {
+    // With the success before, four of five outcomes: more than half of enough.
+    for _ in 0..4 {
         assert_eq!(guard().await.error(), Some(("extension_error", 502)));
     }
     system.breaker_becomes("pii_guard", "open").await;
