@@ -47,6 +47,8 @@ pub struct Metrics {
     pub instance_health: IntGaugeVec,
     refused: IntCounterVec,
     replies: IntCounterVec,
+    /// Successful replies to callers.
+    pub replies_ok: IntCounter,
     /// Replies that nobody waited for.
     pub late_replies: IntCounter,
     /// Requests and pipelines under way.
@@ -144,6 +146,11 @@ impl Metrics {
         {
             tracing::warn!(%error, "no metrics of the process");
         }
+        let replies = b.counters(
+            "ext_bridge_replies_total",
+            "Replies to callers by code, ok included",
+            &["code"],
+        );
         let metrics = Self {
             tenant_label,
             invocations: b.counters(
@@ -207,11 +214,6 @@ impl Metrics {
                 "Calls and attempts that were refused, given up or not sent",
                 &["reason"],
             ),
-            replies: b.counters(
-                "ext_bridge_replies_total",
-                "Replies to callers by code, ok included",
-                &["code"],
-            ),
             late_replies: b.counter(
                 "ext_bridge_late_replies_total",
                 "Replies of services that nobody waited for any more",
@@ -249,6 +251,8 @@ impl Metrics {
                 "ext_bridge_registry_series",
                 "1 where this bridge shows the series that describe the registry",
             ),
+            replies_ok: replies.with_label_values(&["ok"]),
+            replies,
             registry: Registry::new(),
             heads: Vec::new(),
         };

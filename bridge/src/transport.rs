@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, ConnectOptions, Event, HeaderMap, StatusCode, Subscriber};
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, HeaderName, HeaderValue, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream};
 
@@ -66,44 +66,52 @@ impl Inbound {
 
     /// The first value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str)
+        self.headers.as_ref()?.get(name).map(HeaderValue::as_str)
     }
 }
 
-/// Headers of an outgoing message, in wire form.
+/// Headers of an outgoing message.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Headers(String);
+pub struct Headers {
+    values: String,
+    /// Names, and where in `values` each value ends.
+    ends: Vec<(&'static str, usize)>,
+}
 
 impl Headers {
     /// Without headers, with room for the usual ones.
     pub fn roomy() -> Self {
-        Self(String::with_capacity(192))
+        Self {
+            values: String::with_capacity(128),
+            ends: Vec::with_capacity(6),
+        }
     }
 
     /// Adds a header. Line breaks in a value become spaces.
-    pub fn push(&mut self, name: &str, value: &str) {
-        self.0.push_str(name);
-        self.0.push_str(": ");
+    pub fn push(&mut self, name: &'static str, value: &str) {
         if value.contains(['\r', '\n']) {
-            self.0
+            self.values
                 .extend(value.chars().map(|c| if matches!(c, '\r' | '\n') { ' ' } else { c }));
         } else {
-            self.0.push_str(value);
+            self.values.push_str(value);
         }
-        self.0.push_str("\r\n");
+        self.ends.push((name, self.values.len()));
     }
 
     /// The names and values.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.split("\r\n").filter_map(|line| line.split_once(": "))
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let mut start = 0;
+        self.ends.iter().map(move |&(name, end)| {
+            let value = &self.values[start..end];
+            start = end;
+            (name, value)
+        })
     }
 
     fn map(&self) -> HeaderMap {
-        let mut map = HeaderMap::new();
-        for (name, value) in self.iter() {
-            map.append(name, value);
-        }
-        map
+        self.iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from(value)))
+            .collect()
     }
 }
 

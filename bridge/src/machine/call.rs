@@ -150,8 +150,8 @@ impl Finished {
             headers.push("Ext-Instance", instance);
         }
         if self.sent > 0 {
-            headers.push("Ext-Attempts", &self.sent.to_string());
-            headers.push("Ext-Latency-Ms", &format!("{:.3}", self.latency_us as f64 / 1000.0));
+            headers.push("Ext-Attempts", Digits::of(u64::from(self.sent)).as_str());
+            headers.push("Ext-Latency-Ms", Digits::thousandths(self.latency_us).as_str());
         }
         headers
     }
@@ -459,10 +459,12 @@ impl Machine {
         if let Some(instance) = &call.target.instance_id {
             headers.push("Ext-Instance", instance);
         }
-        let mut digits = itoa(u64::from(call.sent));
+        let mut digits = Digits::of(u64::from(call.sent));
         headers.push("Ext-Attempt", digits.as_str());
-        headers.push("Ext-Call-Id", &format!("{:016x}", call.number));
-        digits = itoa((expires_us - now).div_ceil(1000));
+        let mut number = String::with_capacity(16);
+        push_hex(&mut number, u128::from(call.number), 16);
+        headers.push("Ext-Call-Id", &number);
+        digits = Digits::of((expires_us - now).div_ceil(1000));
         headers.push("Ext-Timeout-Ms", digits.as_str());
         let message = Outbound {
             subject: Subject::from(subject),
@@ -816,22 +818,65 @@ fn detailed(mut failure: Failure, finished: &Finished) -> Failure {
 }
 
 /// A number as text, without an allocation.
-struct Digits([u8; 20], usize);
+struct Digits([u8; 24], usize);
 
 impl Digits {
+    fn of(mut number: u64) -> Self {
+        let mut digits = Self([b'0'; 24], 24);
+        loop {
+            digits.put(b'0' + (number % 10) as u8);
+            number /= 10;
+            if number == 0 {
+                return digits;
+            }
+        }
+    }
+
+    /// `number` / 1000, with three decimals.
+    fn thousandths(number: u64) -> Self {
+        let mut digits = Self::of(number / 1000);
+        let whole = digits.as_str().len();
+        digits.0.copy_within(24 - whole.., 20 - whole);
+        digits.1 = 20 - whole;
+        digits.0[20] = b'.';
+        for (place, unit) in [(21, 100), (22, 10), (23, 1)] {
+            digits.0[place] = b'0' + (number / unit % 10) as u8;
+        }
+        digits
+    }
+
+    fn put(&mut self, digit: u8) {
+        self.1 -= 1;
+        self.0[self.1] = digit;
+    }
+
     fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0[self.1..]).unwrap_or_default()
     }
 }
 
-fn itoa(mut number: u64) -> Digits {
-    let mut digits = Digits([b'0'; 20], 20);
-    loop {
-        digits.1 -= 1;
-        digits.0[digits.1] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            return digits;
+/// Hexadecimal text of a fixed length.
+pub(super) fn push_hex(out: &mut String, number: u128, digits: u32) {
+    for place in (0..digits).rev() {
+        out.push(char::from(b"0123456789abcdef"[(number >> (place * 4) & 15) as usize]));
+    }
+}
+
+#[cfg(test)]
+mod digits {
+    use super::{Digits, push_hex};
+
+    #[test]
+    fn numbers() {
+        for number in [0, 7, 999, 1000, 1001, 123_456, 300_000_000] {
+            assert_eq!(Digits::of(number).as_str(), number.to_string());
+            assert_eq!(
+                Digits::thousandths(number).as_str(),
+                format!("{:.3}", number as f64 / 1000.0)
+            );
         }
+        let mut text = String::new();
+        push_hex(&mut text, 0xabc, 8);
+        assert_eq!(text, "00000abc");
     }
 }

@@ -534,7 +534,7 @@ impl Machine {
                 let headers = finished.headers();
                 match finished.done {
                     call::Done::Reply { body, .. } => {
-                        self.metrics.replies("ok");
+                        self.metrics.replies_ok.inc();
                         self.answer(&client, body, headers, now);
                     }
                     call::Done::Preview(decision) => {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::call::push_hex;
 use super::codes::{Code, Failure};
 use super::json::{Members, push_string};
 use super::limits::{Limits, check_jsonb, check_shape};
@@ -239,24 +240,34 @@ fn trace_context(trace: Option<String>, incoming: Option<&str>, random: &mut fas
         (version.len() == 2 && version != "ff" && hex(id, 32) && hex(span, 16) && flags.len() == 2)
             .then_some((id, flags))
     });
+    let header = |id: &str, flags: &str, span: u64| {
+        let mut header = String::with_capacity(55);
+        header.push_str("00-");
+        header.push_str(id);
+        header.push('-');
+        push_hex(&mut header, u128::from(span), 16);
+        header.push('-');
+        header.push_str(flags);
+        header
+    };
     let span = random.u64(1..);
     if let Some((id, flags)) = parent {
-        let header = format!("00-{id}-{span:016x}-{flags}");
+        let header = header(id, flags, span);
         return (trace.unwrap_or_else(|| id.to_owned()), header);
     }
+    let mut id = String::with_capacity(32);
     if let Some(trace) = trace {
-        let plain = trace.replace('-', "").to_ascii_lowercase();
-        let id = if hex(&plain, 32) {
-            plain
-        } else {
-            format!("{:032x}", random.u128(1..))
-        };
-        (trace, format!("00-{id}-{span:016x}-00"))
-    } else {
-        let id = format!("{:032x}", random.u128(1..));
-        let header = format!("00-{id}-{span:016x}-00");
-        (id, header)
+        id.extend(trace.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()));
+        if !hex(&id, 32) {
+            id.clear();
+            push_hex(&mut id, random.u128(1..), 32);
+        }
+        let header = header(&id, "00", span);
+        return (trace, header);
     }
+    push_hex(&mut id, random.u128(1..), 32);
+    let header = header(&id, "00", span);
+    (id, header)
 }
 
 /// The merged configuration: the registered one, overlaid by the request's or the item's.

@@ -616,7 +616,7 @@ impl Machine {
         body.extend_from_slice(format!(",\"decision\":{decision},\"executed_extensions\":").as_bytes());
         body.extend_from_slice(Json::Array(route.executed).to_string().as_bytes());
         body.push(b'}');
-        self.metrics.replies("ok");
+        self.metrics.replies_ok.inc();
         self.answer(&route.client, body.into(), Headers::default(), now);
     }
 }
