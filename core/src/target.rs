@@ -21,17 +21,18 @@ pub const COUNTERS: usize = 9;
 pub const MAX_LATENCY_US: u64 = 300_000_000;
 
 /// Health of one version or one instance.
+/// What a decision touches lies together in front, what a report touches behind it: two or three cache lines each.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Target {
-    /// The circuit breaker; unused for an instance.
-    pub breaker: Breaker,
-    /// The breaker's settings, for reports.
-    pub settings: SharedSettings,
-    /// Turns of weighted round robin taken so far.
-    turns: AtomicU64,
     /// Calls sent and not yet accounted for.
     in_flight: AtomicU64,
+    /// Turns of weighted round robin taken so far.
+    turns: AtomicU64,
+    /// The breaker's settings, for reports.
+    pub settings: SharedSettings,
+    /// The circuit breaker; unused for an instance.
+    pub breaker: Breaker,
     counts: [AtomicU64; COUNTERS],
     last_success_us: AtomicU64,
     last_failure_us: AtomicU64,

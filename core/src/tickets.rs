@@ -23,8 +23,14 @@ const GENERATION_BITS: u32 = 24;
 const GENERATION_MASK: u64 = (1 << GENERATION_BITS) - 1;
 /// Bits of the boot number: the ticket stays positive as a bigint.
 pub const BOOT_BITS: u32 = 15;
-/// Entries tried before the table counts as full.
-const PROBES: u32 = 64;
+/// Entries looked at before the table counts as full.
+const PROBES: usize = 256;
+/// Entries looked at for a free one before a lapsed one is taken.
+const PATIENCE: usize = 4;
+/// A session stays within this many entries while they are mostly free, so that they stay in its cache.
+const NEIGHBOURHOOD: u32 = 128;
+/// After this many entries in use in a row it moves elsewhere.
+const CROWD: usize = 8;
 
 const FREE: u64 = 0;
 const WRITING: u64 = 1;
@@ -132,31 +138,54 @@ impl<'a> Table<'a> {
         if self.entries.is_empty() {
             return 0;
         }
-        // First a free entry, then one whose call has lapsed or should have.
-        for wanted in [FREE, LAPSED] {
-            for _ in 0..PROBES.min(self.entries.len() as u32) {
-                let index = *cursor as usize % self.entries.len();
-                *cursor = cursor.wrapping_add(1);
-                let entry = &self.entries[index];
-                let mut word = entry.word.load(Acquire);
-                if wanted == LAPSED && word & 3 == BUSY {
-                    self.lapse(entry, now_us, &mut release);
-                    word = entry.word.load(Acquire);
-                }
-                let generation = ((word >> 2) + 1) & GENERATION_MASK;
-                if word & 3 == wanted
-                    && entry
-                        .word
-                        .compare_exchange(word, generation << 2 | WRITING, AcqRel, Relaxed)
-                        .is_ok()
+        let mut lapsed = None;
+        for looked_at in 1..=PROBES.max(self.entries.len().min(2 * PROBES)) {
+            let index = *cursor as usize % self.entries.len();
+            let entry = &self.entries[index];
+            let word = entry.word.load(Acquire);
+            if word & 3 == FREE
+                && let Some(ticket) = self.occupy(index, word, call)
+            {
+                *cursor = *cursor & !(NEIGHBOURHOOD - 1) | cursor.wrapping_add(1) & (NEIGHBOURHOOD - 1);
+                return ticket;
+            }
+            // A call that should have lapsed lapses here; a late report of a lapsed one is worth less than this call's.
+            self.lapse(entry, now_us, &mut release);
+            if entry.word.load(Acquire) & 3 == LAPSED {
+                lapsed = Some(index);
+            }
+            if looked_at >= PATIENCE
+                && let Some(index) = lapsed.take()
+            {
+                let word = self.entries[index].word.load(Acquire);
+                if word & 3 == LAPSED
+                    && let Some(ticket) = self.occupy(index, word, call)
                 {
-                    entry.write(call);
-                    entry.word.store(generation << 2 | BUSY, Release);
-                    return self.boot << (GENERATION_BITS + INDEX_BITS) | generation << INDEX_BITS | index as u64;
+                    *cursor = cursor.wrapping_add(1);
+                    return ticket;
                 }
             }
+            // A small table is looked through one by one; in a large one a crowd is left by a jump.
+            *cursor = if looked_at % CROWD == 0 && self.entries.len() > PROBES {
+                cursor.wrapping_mul(0x915f_77f5).wrapping_add(0x9e37_79b9)
+            } else {
+                cursor.wrapping_add(1)
+            };
         }
         0
+    }
+
+    /// Writes a call into an entry that was seen free or lapsed. `None` if another session was faster.
+    fn occupy(&self, index: usize, word: u64, call: &Call) -> Option<u64> {
+        let entry = &self.entries[index];
+        let generation = ((word >> 2) + 1) & GENERATION_MASK;
+        entry
+            .word
+            .compare_exchange(word, generation << 2 | WRITING, AcqRel, Relaxed)
+            .ok()?;
+        entry.write(call);
+        entry.word.store(generation << 2 | BUSY, Release);
+        Some(self.boot << (GENERATION_BITS + INDEX_BITS) | generation << INDEX_BITS | index as u64)
     }
 
     /// Gives a ticket back. `None` if there is nothing behind it.
@@ -297,7 +326,7 @@ mod tests {
         assert_eq!(table.issue(&mut cursor, &call(9, 100), 10, |_| ()), 0);
         let mut released = 0;
         assert_ne!(table.issue(&mut cursor, &call(9, 300), 101, |_| released += 1), 0);
-        assert_eq!(released, 1);
+        assert!((1..=PATIENCE).contains(&released), "{released}");
         assert_eq!(tickets.iter().filter(|t| table.take(**t).is_some()).count(), 7);
     }
 

@@ -1,7 +1,6 @@
 //! An extension as one session keeps it: compiled, with its places in shared memory and its ready-made answers.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -16,7 +15,7 @@ use smallvec::SmallVec;
 
 use crate::load::{self, Tables};
 use crate::persist::Saved;
-use crate::session::{self, Known};
+use crate::session::{self, Known, SmallMap};
 use crate::shmem::{self, INSTANCE, Identity, Shared, Slot, VERSION};
 use crate::{clock, errors, invalidate};
 
@@ -41,7 +40,7 @@ pub struct Image {
     own_settings: bool,
     ask_again_us: Cell<u64>,
     /// Ready-made rows by (row type, version, instance).
-    pub templates: RefCell<HashMap<(u32, u32, u32), Rc<[u64]>>>,
+    pub templates: RefCell<SmallMap<(u32, u32, u32), Rc<[u64]>>>,
     bytes: usize,
 }
 

@@ -22,7 +22,7 @@ const MAX_UNKNOWN: usize = 10_000;
 /// What one session remembers.
 #[derive(Default)]
 pub struct Session {
-    buckets: HashMap<u32, Bucket, BuildHasherDefault<TagHasher>>,
+    buckets: SmallMap<u32, Bucket>,
     /// Raised when everything is stale.
     generation: u64,
     bytes: usize,
@@ -36,7 +36,7 @@ pub struct Session {
     /// Where they were when last looked up.
     pub last_tables: Option<Rc<Tables>>,
     /// Row types by function.
-    pub row_types: HashMap<u32, Rc<RowType>>,
+    pub row_types: SmallMap<u32, Rc<RowType>>,
     /// Where this session looks for a free entry among the calls under way.
     pub cursor: u32,
     random: u64,
@@ -52,26 +52,32 @@ struct Bucket {
     images: Vec<(Box<str>, Option<Rc<Image>>)>,
 }
 
-/// Tags are hashes already.
+/// A hasher for keys that are small numbers or hashes already: a multiplication spreads them over the high bits too.
 #[derive(Default)]
-pub struct TagHasher(u64);
+pub struct SmallHasher(u64);
 
-impl Hasher for TagHasher {
+impl Hasher for SmallHasher {
     fn finish(&self) -> u64 {
         self.0
     }
 
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.0 = self.0 << 8 | u64::from(*byte);
+            self.write_u64(u64::from(*byte));
         }
     }
 
-    fn write_u32(&mut self, tag: u32) {
-        // Spread over the high bits too, which the table uses to tell entries apart.
-        self.0 = u64::from(tag).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0.rotate_left(29) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
+
+/// A map by such keys.
+pub type SmallMap<K, V> = HashMap<K, V, BuildHasherDefault<SmallHasher>>;
 
 struct SessionCell(UnsafeCell<Option<Session>>);
 // SAFETY: Postgres processes have one thread.

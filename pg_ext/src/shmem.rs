@@ -150,9 +150,9 @@ pub struct Slot {
     name_length: AtomicU32,
     /// Hash of what the worker last wrote down.
     pub written: AtomicU64,
-    name: [AtomicU64; 32],
     /// The live state.
     pub target: Target,
+    name: [AtomicU64; 32],
 }
 
 impl Slot {

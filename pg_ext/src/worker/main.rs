@@ -15,7 +15,7 @@ use crate::shmem::{self, Database, Shared};
 use crate::{clock, guc};
 
 /// How long a call that lapsed is kept for a late report, in microseconds.
-const KEEP_LAPSED_US: u64 = 300_000_000;
+const KEEP_LAPSED_US: u64 = 60_000_000;
 /// How long the last flush waits for sessions to end.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 /// How long a database that has been announced is given to commit its CREATE EXTENSION.
