@@ -14,6 +14,8 @@ PG_FEATURE = --no-default-features --features pg$(PG_MAJOR)
 # With no right to write into Postgres's own directories, cargo-pgrx asks sudo.
 INSTALL_SUDO = $(shell test -w "$$($(PG_CONFIG_PATH) --pkglibdir)" || echo --sudo)
 PURE_CRATES = -p ext_registry_core -p ext-bridge -p ext_registry_tests
+# Arguments of the benchmark, such as BENCH="--rounds 3 9 10".
+BENCH ?=
 
 .PHONY: help setup install bridge services run demo test bench lint fmt clean
 
@@ -42,11 +44,11 @@ test: setup install bridge services ## every test: core, bridge, and the whole s
 	$(CARGO) test $(PURE_CRATES)
 
 bench: install bridge services ## the figures of speed, side by side with what they are compared to
-	@bench/run.sh
+	$(CARGO) run --release -p ext_registry_bench -- $(BENCH)
 
 lint: install ## formatting, clippy with warnings as errors, shell, licences of dependencies, safety of the SQL
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy $(PURE_CRATES) --all-targets -- -D warnings
+	$(CARGO) clippy $(PURE_CRATES) -p ext_registry_bench --all-targets -- -D warnings
 	$(CARGO) clippy -p ext_registry $(PG_FEATURE) -- -D warnings
 	@scripts/lint-scripts.sh
 	@scripts/lint-dependencies.sh

@@ -35,6 +35,10 @@ impl Nats {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.server.pid()
+    }
+
     /// A client that is connected.
     pub async fn connect(&self) -> async_nats::Client {
         async_nats::connect(self.url()).await.expect("nats-server answers")

@@ -121,6 +121,19 @@ impl Postgres {
         self.server.pid()
     }
 
+    /// The process ids of the postmaster's children: sessions and its own workers.
+    pub fn backends(&self) -> Vec<u32> {
+        let parent = self.pid().to_string();
+        let process = |entry: std::io::Result<std::fs::DirEntry>| {
+            let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            // proc(5): after the name in parentheses the state, then the parent.
+            let is_child = stat.rsplit_once(") ")?.1.split(' ').nth(1)? == parent;
+            is_child.then_some(pid)
+        };
+        std::fs::read_dir("/proc").expect("Linux").filter_map(process).collect()
+    }
+
     /// A new database with the extension in its schema `public`. Dropped with the value.
     pub fn database(&self) -> Database<'_> {
         let database = self.database_without_extension();

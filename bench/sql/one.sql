@@ -1,0 +1,2 @@
+\set e random(:low, :high)
+select 1;

@@ -1,0 +1,2 @@
+\set e random(:low, :high)
+select ext_report(:e, 'success', 12);

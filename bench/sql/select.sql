@@ -1,0 +1,2 @@
+\set e random(:low, :high)
+select * from ext_select(:e, :context);

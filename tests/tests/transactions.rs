@@ -1,0 +1,800 @@
+//! What transactions mean: a decision sees exactly what has committed, plus what its own transaction has changed; outcomes,
+//! turns and breakers are not transactional; a reset is.
+
+use std::time::Duration;
+
+use ext_registry_tests::{Database, Postgres, Session, Shutdown, eventually};
+use serde_json::json;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// What every test of visibility starts from: x with its own row and a version for tenant t, each with an instance.
+const BASE: &str = r#"
+    delete from extensions;
+    insert into extensions (id, type, subject, timeout_ms, config) values ('x', 'pre', 'x.v1', 100, '{"n": 0}');
+    insert into extension_versions (id, version, subject, timeout_ms, retry, routing_rules)
+    values ('x', 'v2', 'x.v2', 200, 2, '{"tenant_id": "t"}');
+    insert into extension_instances (extension_id, instance_id, subject) values ('x', 'a', 'x.v1');
+    insert into extension_health_settings (extension_id, slow_call_ms) values ('x', 50)"#;
+
+/// Changes of the registry, each of which a decision shows.
+const EDITS: &[&str] = &[
+    r#"update extensions set config = '{"n": 1}' where id = 'x'"#,
+    "update extensions set enabled = false where id = 'x'",
+    r#"update extensions set metadata = '{"allowed_tenants": []}' where id = 'x'"#,
+    "insert into extensions (id, type, subject) values ('y', 'post', 'y.v1')",
+    "delete from extensions where id = 'x'",
+    "update extensions set id = 'y' where id = 'x'",
+    "insert into extension_versions (id, version, subject, timeout_ms, retry) values ('x', 'v3', 'x.v3', 300, 3)",
+    "update extension_versions set routing_rules = '{}' where id = 'x'",
+    "update extension_versions set circuit_breaker_window_seconds = 7, breaker_mode = 'forced_open' where id = 'x'",
+    "delete from extension_versions where id = 'x'",
+    "insert into extension_instances (extension_id, instance_id, subject) values ('x', 'b', 'x.v2')",
+    "update extension_instances set draining = true",
+    "delete from extension_instances",
+    "update extension_health set breaker_mode = 'forced_open' where extension_id = 'x'",
+    r#"select ext_register('{"id": "x", "type": "pre", "subject": "x.v9", "versions": []}')"#,
+    r#"select ext_import('{"extensions": [{"id": "y", "type": "pre", "subject": "y.v1"}]}')"#,
+    "truncate extension_versions",
+    "truncate extensions cascade",
+];
+
+/// Whether it changes rows without the help of foreign keys and triggers, which a replica goes without.
+fn is_of_rows(edit: &str) -> bool {
+    !["extension_health ", "from extensions", "set id", "cascade"]
+        .iter()
+        .any(|other| edit.contains(other))
+}
+
+/// What a session's decisions show: for anybody and for tenant t, and of an extension that there may be.
+async fn look(session: &Session) -> String {
+    let sql = r#"select string_agg(concat_ws(' ', d.extension_id, d.reason, d.version, d.instance_id, d.subject,
+                     d.timeout_ms, d.retry, d.config, d.epoch), '; ' order by d.ordinality)
+                 from ext_select_many(array['x', 'x', 'y'], array['{}', '{"tenant_id": "t"}', '{}']::jsonb[]) d"#;
+    session.one(sql, &[]).await
+}
+
+/// Sessions of every kind, the long transactions with a snapshot that stays.
+async fn readers(database: &Database<'_>) -> Vec<(&'static str, Session)> {
+    let kinds = [
+        "",
+        "begin isolation level read committed",
+        "begin isolation level repeatable read",
+        "begin isolation level serializable",
+        "begin isolation level repeatable read read only",
+        "begin isolation level serializable read only",
+    ];
+    let mut readers = Vec::new();
+    for kind in kinds {
+        let session = database.connect().await;
+        if !kind.is_empty() {
+            session.run(kind).await;
+            session.run("select count(*) from pg_class").await;
+        }
+        readers.push((kind, session));
+    }
+    readers
+}
+
+async fn assert_all_see(readers: &[(&str, Session)], wanted: &str, when: &str) {
+    for (kind, reader) in readers {
+        assert_eq!(look(reader).await, wanted, "{when}, by a session in `{kind}`");
+    }
+}
+
+async fn writer(database: &Database<'_>) -> (Session, String) {
+    let writer = database.connect().await;
+    writer.run(BASE).await;
+    let base = look(&writer).await;
+    (writer, base)
+}
+
+#[tokio::test]
+async fn own_changes_are_seen_at_once_and_by_others_from_commit_on() {
+    let database = Postgres::shared().database();
+    let (writer, _) = writer(&database).await;
+    let other = database.connect().await;
+    let readers = readers(&database).await;
+    // How a transaction may begin and end. `!` is done by another session.
+    let ways: &[(&str, &[&str])] = &[
+        ("begin", &["commit"]),
+        ("begin isolation level repeatable read", &["commit"]),
+        ("begin isolation level serializable", &["commit"]),
+        ("begin; savepoint s", &["release s", "commit"]),
+        ("begin; savepoint s; savepoint t", &["release t", "commit"]),
+        (
+            "begin; savepoint s; update extensions set config = '{\"n\": 7}'; rollback to s",
+            &["commit"],
+        ),
+        ("begin; set local session_replication_role = replica", &["commit"]),
+        ("begin", &["prepare transaction 'way'", "!commit prepared 'way'"]),
+        (
+            "begin; savepoint s",
+            &["release s", "prepare transaction 'way'", "!commit prepared 'way'"],
+        ),
+    ];
+    for (begin, end) in ways {
+        for edit in EDITS {
+            if begin.contains("replica") && !is_of_rows(edit) {
+                continue;
+            }
+            writer.run(BASE).await;
+            let base = look(&writer).await;
+            assert_all_see(&readers, &base, "before").await;
+
+            writer.run(begin).await;
+            writer.run(edit).await;
+            let edited = look(&writer).await;
+            assert_ne!(edited, base, "{begin}; {edit}: own changes");
+            for statement in *end {
+                assert_all_see(&readers, &base, &format!("{begin}; {edit}: before {statement}")).await;
+                match statement.strip_prefix('!') {
+                    Some(statement) => other.run(statement).await,
+                    None => writer.run(statement).await,
+                }
+                // (What a prepared transaction has locked nobody can read, except who knows it already.)
+                if statement.starts_with("prepare") && !edit.starts_with("truncate") {
+                    assert_eq!(look(&writer).await, base, "{begin}; {edit}; {statement}: prepared");
+                }
+            }
+            assert_all_see(&readers, &edited, &format!("{begin}; {edit}; {end:?}")).await;
+            assert_eq!(look(&writer).await, edited, "{begin}; {edit}; {end:?}: by who did it");
+            assert_eq!(look(&other).await, edited, "{begin}; {edit}; {end:?}: by another");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_undone_leaves_nothing() {
+    let database = Postgres::shared().database();
+    let (writer, base) = writer(&database).await;
+    let other = database.connect().await;
+    let readers = readers(&database).await;
+    let ways: &[(&str, &[&str])] = &[
+        ("begin", &["rollback"]),
+        ("begin isolation level serializable", &["rollback"]),
+        ("begin; savepoint s", &["rollback to s", "commit"]),
+        ("begin; savepoint s", &["release s", "rollback"]),
+        ("begin; savepoint s; savepoint t", &["release t", "rollback to s", "commit"]),
+        ("begin; savepoint s; savepoint t", &["rollback to t", "release s", "commit"]),
+        ("begin", &["rollback and chain", "commit"]),
+        ("begin", &["prepare transaction 'way'", "!rollback prepared 'way'"]),
+        ("begin; set local session_replication_role = replica", &["rollback"]),
+    ];
+    for (begin, end) in ways {
+        for edit in EDITS {
+            if begin.contains("replica") && !is_of_rows(edit) {
+                continue;
+            }
+            writer.run(begin).await;
+            writer.run(edit).await;
+            assert_ne!(look(&writer).await, base, "{begin}; {edit}: own changes");
+            for statement in *end {
+                match statement.strip_prefix('!') {
+                    Some(statement) => other.run(statement).await,
+                    None => writer.run(statement).await,
+                }
+                if !statement.starts_with("release") && !statement.starts_with("prepare") {
+                    assert_eq!(look(&writer).await, base, "{begin}; {edit}; {statement}");
+                }
+                assert_all_see(&readers, &base, &format!("{begin}; {edit}; {statement}")).await;
+            }
+            assert_eq!(look(&writer).await, base, "{begin}; {edit}; {end:?}");
+        }
+    }
+
+    // An exception that is caught, with decisions before, within and after.
+    for edit in EDITS {
+        let seen = writer
+            .query_one("select txid_current()::text", &[])
+            .await
+            .map(|row| row.get::<_, String>(0))
+            .expect("a transaction");
+        writer
+            .run(&format!(
+                "create or replace function pg_temp.attempt() returns void language plpgsql as $function$
+                 begin
+                     perform from ext_select('x');
+                     begin
+                         execute $edit${edit}$edit$;
+                         perform from ext_select_many(array['x', 'y'], array['{{}}', '{{}}']::jsonb[]);
+                         raise exception 'undo {seen}';
+                     exception when raise_exception then
+                         null;
+                     end;
+                 end $function$"
+            ))
+            .await;
+        writer.run("begin; select pg_temp.attempt()").await;
+        assert_eq!(look(&writer).await, base, "{edit}: after the exception block");
+        writer.run("commit").await;
+        assert_eq!(look(&writer).await, base, "{edit}: after its transaction");
+        assert_all_see(&readers, &base, edit).await;
+    }
+
+    // A statement that fails takes its transaction along.
+    for edit in EDITS {
+        writer
+            .error_of(&format!("begin; {edit}; select ext_select('x'); select 1/0"))
+            .await;
+        writer.run("rollback").await;
+        assert_eq!(look(&writer).await, base, "{edit}: after a failed statement");
+        assert_all_see(&readers, &base, edit).await;
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_a_later_trigger_or_at_commit_leaves_nothing() {
+    let database = Postgres::shared().database();
+    let (writer, base) = writer(&database).await;
+    let reader = database.connect().await;
+    writer
+        .run(
+            "create function look_and_fail() returns trigger language plpgsql as $$
+             begin
+                 perform ext_select('x');
+                 if current_setting('test.fail', true) = 'yes' then raise exception 'no'; end if;
+                 return null;
+             end $$;
+             create trigger zz after update on extensions for each row execute function look_and_fail();
+             create constraint trigger deferred after update on extension_versions
+                 deferrable initially deferred for each row execute function look_and_fail();
+             set test.fail = 'yes'",
+        )
+        .await;
+    let update = r#"update extensions set config = '{"n": 5}'"#;
+    writer.error_of(update).await;
+    assert_eq!(look(&writer).await, base);
+    writer.run("begin; savepoint s").await;
+    writer.error_of(update).await;
+    writer.run("rollback to s").await;
+    assert_eq!(look(&writer).await, base);
+    writer.run("commit").await;
+    assert_eq!(look(&writer).await, base);
+
+    writer.run("begin; update extension_versions set timeout_ms = 999").await;
+    assert_ne!(look(&writer).await, base);
+    writer.error_of("commit").await;
+    assert_eq!(look(&writer).await, base);
+    assert_eq!(look(&reader).await, base);
+}
+
+#[tokio::test]
+async fn triggers_of_users_decide_by_the_new_row() {
+    let database = Postgres::shared().database();
+    let (writer, _) = writer(&database).await;
+    writer
+        .run(
+            "create table seen (at text, n text);
+             create function look() returns trigger language plpgsql as $$
+             begin
+                 insert into seen select tg_when || ' ' || tg_level, d.config ->> 'n' from ext_select('x') d;
+                 return new;
+             end $$;
+             create trigger aaa_before before update on extensions for each row execute function look();
+             create trigger aaa_after after update on extensions for each row execute function look();
+             create trigger aaa_statement after update on extensions for each statement execute function look()",
+        )
+        .await;
+    writer.run(r#"update extensions set config = '{"n": 1}'"#).await;
+    let seen = "select string_agg(at || ' ' || n, ', ' order by ctid) from seen";
+    assert_eq!(
+        writer.one(seen, &[]).await,
+        "BEFORE ROW 0, AFTER ROW 1, AFTER STATEMENT 1"
+    );
+    assert_eq!(writer.select("x", &json!({})).await.config, Some(json!({"n": 1})));
+}
+
+#[tokio::test]
+async fn a_change_and_a_decision_within_one_function() {
+    let database = Postgres::shared().database();
+    let (writer, _) = writer(&database).await;
+    writer
+        .run(
+            r#"create function steps() returns text language plpgsql as $$
+               declare
+                   seen text := '';
+               begin
+                   for n in 1 .. 5 loop
+                       update extensions set config = jsonb_build_object('n', n);
+                       seen := seen || (select d.config ->> 'n' from ext_select('x') d);
+                       begin
+                           update extensions set config = jsonb_build_object('n', -n);
+                           seen := seen || (select d.config ->> 'n' from ext_select('x') d);
+                           raise exception 'undo';
+                       exception when raise_exception then
+                           seen := seen || (select d.config ->> 'n' from ext_select('x') d) || ' ';
+                       end;
+                   end loop;
+                   return seen;
+               end $$"#,
+        )
+        .await;
+    assert_eq!(writer.one("select steps()", &[]).await, "1-11 2-22 3-33 4-44 5-55 ");
+}
+
+#[tokio::test]
+async fn many_extensions_in_one_command() {
+    const MANY: i64 = 1000;
+    let database = Postgres::shared().database();
+    let writer = database.connect().await;
+    let reader = database.connect().await;
+    let insert = "insert into extensions (id, type, subject, config)
+                  select 'e' || n, 'pre', 's', '{\"n\": 0}' from generate_series(1, 1000) n";
+    writer.run(insert).await;
+    let sum = "select sum((d.config ->> 'n')::int)::bigint
+               from ext_select_many(array(select 'e' || n from generate_series(1, 1000) n),
+                   array(select '{}'::jsonb from generate_series(1, 1000))) d";
+    let look = async |session: &Session| {
+        session
+            .query_one(sum, &[])
+            .await
+            .expect("decisions")
+            .get::<_, Option<i64>>(0)
+    };
+    assert_eq!((look(&writer).await, look(&reader).await), (Some(0), Some(0)));
+
+    let update = |n: i64| format!("update extensions set config = '{{\"n\": {n}}}'");
+    writer.run(&format!("begin; {}; savepoint s", update(1))).await;
+    assert_eq!((look(&writer).await, look(&reader).await), (Some(MANY), Some(0)));
+    writer.run(&update(2)).await;
+    assert_eq!(look(&writer).await, Some(2 * MANY));
+    writer.run("rollback to s").await;
+    assert_eq!((look(&writer).await, look(&reader).await), (Some(MANY), Some(0)));
+    writer.run("commit").await;
+    assert_eq!((look(&writer).await, look(&reader).await), (Some(MANY), Some(MANY)));
+    // One by one in one transaction, then all at once, undone.
+    writer
+        .run(
+            "begin;
+             do $$ begin for i in 1 .. 600 loop
+                 update extensions set config = '{\"n\": 3}' where id = 'e' || i;
+             end loop; end $$",
+        )
+        .await;
+    assert_eq!(look(&writer).await, Some(600 * 3 + 400));
+    writer.run("delete from extensions").await;
+    assert_eq!((look(&writer).await, look(&reader).await), (None, Some(MANY)));
+    writer.run("rollback").await;
+    assert_eq!((look(&writer).await, look(&reader).await), (Some(MANY), Some(MANY)));
+}
+
+#[tokio::test]
+async fn parallel_workers_see_what_their_leader_has_changed() {
+    let database = Postgres::shared().database();
+    let (writer, _) = writer(&database).await;
+    writer
+        .run(
+            "create table calls as select n from generate_series(1, 3000) n; analyze calls;
+             alter table calls set (parallel_workers = 2);
+             set parallel_setup_cost = 0; set parallel_tuple_cost = 0; set min_parallel_table_scan_size = 0;
+             set force_parallel_mode = on; set parallel_leader_participation = off",
+        )
+        .await;
+    let query = "select count(*)::text from calls c where (ext_select('x', jsonb_build_object('n', c.n))).config ->> 'n' = '3'";
+    let plan = writer
+        .query(&format!("explain {query}"), &[])
+        .await
+        .expect("a plan")
+        .iter()
+        .map(|row| row.get::<_, String>(0))
+        .collect::<String>();
+    assert!(plan.contains("Parallel Seq Scan"), "{plan}");
+    for isolation in ["read committed", "repeatable read", "serializable"] {
+        writer
+            .run(&format!(
+                r#"begin isolation level {isolation}; update extensions set config = '{{"n": 3}}'"#
+            ))
+            .await;
+        assert_eq!(writer.one(query, &[]).await, "3000", "{isolation}");
+        writer.run("rollback").await;
+        assert_eq!(writer.one(query, &[]).await, "0", "{isolation}");
+    }
+}
+
+#[tokio::test]
+async fn the_extension_dropped_and_created_in_one_session() {
+    let database = Postgres::shared().database();
+    let (writer, base) = writer(&database).await;
+    let reader = database.connect().await;
+    assert_eq!(look(&reader).await, base);
+    let renew = "drop extension ext_registry; create extension ext_registry";
+    let nothing = "x extension_not_found 0; x extension_not_found 0; y extension_not_found 0";
+
+    writer.run(&format!("begin; {renew}")).await;
+    assert_eq!(look(&writer).await, nothing);
+    writer
+        .run("insert into extensions (id, type, subject) values ('y', 'pre', 'fresh')")
+        .await;
+    assert!(look(&writer).await.contains("y ok v1 fresh"));
+    writer.run("rollback").await;
+    assert_eq!(look(&writer).await, base);
+    assert_eq!(look(&reader).await, base);
+
+    writer.run("begin; savepoint s; drop extension ext_registry").await;
+    writer.error_of("select ext_select('x')").await;
+    writer.run("rollback to s").await;
+    assert_eq!(look(&writer).await, base);
+    writer.run("commit").await;
+
+    writer.run(renew).await;
+    assert_eq!(look(&writer).await, nothing);
+    assert_eq!(look(&reader).await, nothing);
+    writer.run(BASE).await;
+    let again = look(&writer).await;
+    assert_eq!(again, base, "the same configuration, epochs included");
+    assert_eq!(look(&reader).await, base);
+    assert_eq!(writer.counts("x").await, (0, 0));
+
+    // In another schema, found by another search_path.
+    writer
+        .run("drop extension ext_registry; create schema reg; create extension ext_registry schema reg; set search_path = reg")
+        .await;
+    writer.run(BASE).await;
+    assert_eq!(look(&writer).await, base);
+    reader.run("set search_path = reg").await;
+    assert_eq!(look(&reader).await, base);
+    writer.run("set search_path = pg_catalog").await;
+    let qualified = "select reason from reg.ext_select('x')";
+    assert_eq!(writer.one(qualified, &[]).await, "ok", "with any search_path");
+}
+
+#[tokio::test]
+async fn reload_makes_every_session_read_anew() {
+    let database = Postgres::shared().database();
+    let (writer, base) = writer(&database).await;
+    let readers = readers(&database).await;
+    assert_all_see(&readers, &base, "before").await;
+    // Rows that get in past the triggers, as a restore with --disable-triggers does it.
+    let behind = |n: i32| {
+        format!(
+            "alter table extensions disable trigger user;
+             update extensions set config = '{{\"n\": {n}}}';
+             alter table extensions enable trigger user;
+             alter table extensions enable always trigger \"!invalidate\", enable always trigger \"!invalidate_truncate\""
+        )
+    };
+    writer.run(&behind(1)).await;
+    let reloaded = writer
+        .one("select concat_ws(' ', extensions, versions, instances, policies) from ext_reload()", &[])
+        .await;
+    assert_eq!(reloaded, "1 1 1 0");
+    let anew = look(&writer).await;
+    assert_ne!(anew, base);
+    assert_all_see(&readers, &anew, "reloaded").await;
+
+    // It acts at commit, in this transaction at once.
+    writer.run("begin").await;
+    writer.run(&behind(2)).await;
+    writer.run("select ext_reload()").await;
+    assert!(look(&writer).await.contains(r#"{"n": 2}"#));
+    writer.run("commit").await;
+    let anew = look(&writer).await;
+    assert!(anew.contains(r#"{"n": 2}"#));
+    assert_all_see(&readers, &anew, "reloaded").await;
+    let intact = "select triggers_intact::text from ext_registry_status()";
+    assert_eq!(writer.one(intact, &[]).await, "true");
+}
+
+/// `x` without versions, whose breaker is open after five errors.
+async fn opened(database: &Database<'_>) -> Session {
+    let session = database.connect().await;
+    session
+        .run("delete from extensions; insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1')")
+        .await;
+    session.call("x", &json!({}), "error", 5).await;
+    assert_eq!(session.breaker("x").await, "open");
+    session
+}
+
+/// The state that the view shows, and what a decision gets.
+async fn stand(session: &Session) -> (String, String) {
+    (
+        session.breaker("x").await,
+        session.select("x", &json!({})).await.reason,
+    )
+}
+
+const RESET: &str = "UPDATE extension_health SET circuit_breaker_state = 'closed', circuit_breaker_opened_at = NULL
+                     WHERE extension_id = 'x'";
+
+fn is(state: &str, reason: &str) -> (String, String) {
+    (state.to_owned(), reason.to_owned())
+}
+
+#[tokio::test]
+async fn a_reset_takes_place_at_commit() {
+    let database = Postgres::shared().database();
+    let other = database.connect().await;
+    let readers = readers(&database).await;
+    let ways: &[(&str, &[&str])] = &[
+        ("", &[]),
+        ("begin", &["commit"]),
+        ("begin isolation level serializable", &["commit"]),
+        ("begin; savepoint s", &["release s", "commit"]),
+        ("begin", &["prepare transaction 'reset'", "!commit prepared 'reset'"]),
+    ];
+    for (begin, end) in ways {
+        let session = opened(&database).await;
+        session.run(begin).await;
+        session.run(RESET).await;
+        for statement in *end {
+            // Its own view shows what will be; calls are refused until it is, for everybody.
+            if !statement.starts_with('!') {
+                assert_eq!(stand(&session).await, is("closed", "extension_circuit_open"), "{begin}");
+            }
+            assert_eq!(stand(&other).await, is("open", "extension_circuit_open"), "{begin}");
+            match statement.strip_prefix('!') {
+                Some(statement) => other.run(statement).await,
+                None => session.run(statement).await,
+            }
+        }
+        // Whoever comes first applies it, whatever its transaction.
+        for (kind, reader) in &readers {
+            let reason = reader.select("x", &json!({})).await.reason;
+            assert_eq!(reason, "ok", "{begin} {end:?}, by a session in `{kind}`");
+        }
+        assert_eq!(stand(&session).await, is("closed", "ok"), "{begin} {end:?}");
+        assert_eq!(stand(&other).await, is("closed", "ok"), "{begin} {end:?}");
+        assert_eq!(session.counts("x").await, (0, 5), "counts stay");
+        // The window is cleared: four more errors open nothing, the fifth does.
+        session.call("x", &json!({}), "error", 4).await;
+        assert_eq!(stand(&session).await, is("closed", "ok"), "{begin} {end:?}");
+        session.call("x", &json!({}), "error", 1).await;
+        assert_eq!(stand(&session).await, is("open", "extension_circuit_open"));
+    }
+    let session = opened(&database).await;
+    session.run("select ext_breaker_reset('x')").await;
+    assert_eq!(stand(&other).await, is("closed", "ok"), "by the function");
+}
+
+#[tokio::test]
+async fn a_reset_that_is_undone_leaves_everything_as_it_was() {
+    let database = Postgres::shared().database();
+    let session = opened(&database).await;
+    let other = database.connect().await;
+    let retry_after = "select retry_after_ms::text from extension_version_health";
+    let before = session.one("select circuit_breaker_opened_at::text from extension_health", &[]).await;
+    for (begin, end) in [
+        ("begin", "rollback"),
+        ("begin; savepoint s", "rollback to s; commit"),
+        ("begin; savepoint s", "release s; rollback"),
+        ("begin", "prepare transaction 'reset'; rollback prepared 'reset'"),
+    ] {
+        session.run(begin).await;
+        session.run(RESET).await;
+        assert_eq!(session.breaker("x").await, "closed", "{begin}");
+        for statement in end.split("; ") {
+            session.run(statement).await;
+        }
+        assert_eq!(stand(&session).await, is("open", "extension_circuit_open"), "{begin} {end}");
+        assert_eq!(stand(&other).await, is("open", "extension_circuit_open"), "{begin} {end}");
+    }
+    let opened_at = session.one("select circuit_breaker_opened_at::text from extension_health", &[]).await;
+    assert_eq!(opened_at[..19], before[..19], "the opening is the same one");
+    assert_ne!(session.one(retry_after, &[]).await, "NULL");
+    // And it can still be reset.
+    session.run(RESET).await;
+    assert_eq!(stand(&other).await, is("closed", "ok"));
+}
+
+#[tokio::test]
+async fn a_reset_is_for_all_versions_or_for_one() {
+    let database = Postgres::shared().database();
+    let session = database.connect().await;
+    session
+        .run(
+            r#"insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1');
+               insert into extension_versions (id, version, subject, timeout_ms, retry, routing_rules) values
+                   ('x', 'v1', 'x.v1', 100, 0, '{}'), ('x', 'v2', 'x.v2', 100, 0, '{"tenant_id": "t"}')"#,
+        )
+        .await;
+    let open_both = async || {
+        for version in ["v1", "v2"] {
+            let sql = format!("select ext_report('x', 'error', 1, version => '{version}') from generate_series(1, 5)");
+            session.run(&sql).await;
+        }
+    };
+    let open = "select open_versions::text from extension_health";
+    open_both().await;
+    assert_eq!(session.one(open, &[]).await, "{v1,v2}");
+    session.run("select ext_breaker_reset('x', 'v2')").await;
+    assert_eq!(session.one(open, &[]).await, "{v1}");
+    open_both().await;
+    session.run(RESET).await;
+    assert_eq!(session.one(open, &[]).await, "{}");
+    // Resets of one version after one of all, and the reverse, each count.
+    for reset in ["select ext_breaker_reset('x', 'v2'); select ext_breaker_reset('x', 'v1')", RESET] {
+        open_both().await;
+        session.run(reset).await;
+        assert_eq!(session.one(open, &[]).await, "{}", "{reset}");
+    }
+}
+
+#[tokio::test]
+async fn a_reset_before_a_restart_is_not_forgotten() {
+    let mut cluster = Postgres::start(&[]);
+    cluster.make_database("app");
+    let session = cluster.connect("app").await;
+    session
+        .run("insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1')")
+        .await;
+    session.call("x", &json!({}), "error", 5).await;
+    let saved = "select count(*)::text from extension_target_state where breaker_state = 'open'";
+    eventually(SOON, async || match session.one(saved, &[]).await.as_str() {
+        "1" => Ok(()),
+        other => Err(other.to_owned()),
+    })
+    .await;
+    // Committed, and nobody has looked at it since.
+    session.run(RESET).await;
+    cluster.restart(Shutdown::Immediate);
+    let session = cluster.connect("app").await;
+    assert_eq!(stand(&session).await, is("closed", "ok"));
+    // It is applied once: what opens later stays open.
+    session.call("x", &json!({}), "error", 5).await;
+    assert_eq!(stand(&session).await, is("open", "extension_circuit_open"));
+    cluster.restart(Shutdown::Fast);
+    let session = cluster.connect("app").await;
+    assert_eq!(stand(&session).await, is("open", "extension_circuit_open"));
+    session.run(RESET).await;
+    assert_eq!(stand(&session).await, is("closed", "ok"));
+}
+
+#[tokio::test]
+async fn outcomes_turns_and_breakers_are_not_transactional() {
+    let database = Postgres::shared().database();
+    let session = database.connect().await;
+    session
+        .run(
+            "insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1');
+             insert into extension_instances (extension_id, instance_id, subject)
+             values ('x', 'a', 'x.v1'), ('x', 'b', 'x.v1')",
+        )
+        .await;
+
+    // Turns: a rolled back caller has had its.
+    let mut picked = Vec::new();
+    for end in ["rollback", "commit", "rollback to s; rollback", "rollback"] {
+        session.run("begin; savepoint s").await;
+        picked.push(session.select("x", &json!({})).await.instance().to_owned());
+        session.run(end).await;
+    }
+    assert!(picked[0] != picked[1] && picked[..2] == picked[2..], "{picked:?}");
+
+    // Outcomes: counted, whatever becomes of the transaction; a ticket outlives it.
+    session.run("begin").await;
+    let kept = session.select("x", &json!({})).await;
+    session.call("x", &json!({}), "success", 3).await;
+    session.run("savepoint s").await;
+    session.call("x", &json!({}), "success", 2).await;
+    session.run("rollback to s; rollback").await;
+    assert_eq!(session.counts("x").await, (5, 0));
+    let other = database.connect().await;
+    other.report(kept.ticket, "success", Duration::from_millis(1)).await;
+    assert_eq!(session.counts("x").await, (6, 0));
+
+    // Breakers: opened by calls that a rolled back transaction has made, for everybody.
+    session.run("begin").await;
+    session.call("x", &json!({}), "error", 10).await;
+    session.run("rollback").await;
+    assert_eq!(stand(&session).await, is("open", "extension_circuit_open"));
+    assert_eq!(stand(&other).await, is("open", "extension_circuit_open"));
+
+    // And all of that in a transaction that may write nothing.
+    session.run("select ext_breaker_reset('x')").await;
+    session.run("begin isolation level serializable read only").await;
+    session.call("x", &json!({}), "success", 4).await;
+    session.run("commit").await;
+    assert_eq!(session.counts("x").await.0, 10);
+}
+
+#[tokio::test]
+async fn an_extension_that_is_never_committed_leaves_nothing() {
+    let cluster = Postgres::start(&["ext_registry.flush_interval = '50ms'"]);
+    let database = cluster.database();
+    let session = database.connect().await;
+    session
+        .run("begin; insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1')")
+        .await;
+    session.call("x", &json!({}), "success", 3).await;
+    session.call("x", &json!({}), "error", 5).await;
+    assert_eq!(stand(&session).await, is("open", "extension_circuit_open"));
+    let ticket = {
+        session.run("select ext_breaker_reset('x')").await;
+        session.select("x", &json!({})).await.ticket
+    };
+    session.run("rollback").await;
+    assert_eq!(session.select("x", &json!({})).await.reason, "extension_not_found");
+    session.report(ticket, "success", Duration::from_millis(1)).await;
+
+    // The worker goes on, and knows nothing of it.
+    session
+        .run("insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1')")
+        .await;
+    assert_eq!((stand(&session).await, session.counts("x").await), (is("closed", "ok"), (0, 0)));
+    session.call("x", &json!({}), "success", 1).await;
+    let stored = "select concat_ws(' ', (select count(*) from extension_target_state),
+                      (select sum(success) from extension_metrics), (select count(*) from extension_breaker_events))";
+    eventually(SOON, async || match session.one(stored, &[]).await.as_str() {
+        "1 1 0" => Ok(()),
+        other => Err(other.to_owned()),
+    })
+    .await;
+    let log = cluster.log();
+    assert!(!log.contains("ERROR") && !log.contains("cannot write"), "{log}");
+}
+
+/// Counts, state and latency of x or whatever it is called now.
+async fn state(session: &Session, id: &str) -> String {
+    let sql = "select concat_ws(' ', success_count, failure_count, circuit_breaker_state, latency_samples, latency_sum,
+                   p50_latency_ms, open_versions) from extension_health where extension_id = $1";
+    session.one(sql, &[&id]).await
+}
+
+#[tokio::test]
+async fn a_rename_keeps_the_state_and_a_new_row_starts_afresh() {
+    let database = Postgres::shared().database();
+    let session = database.connect().await;
+    let other = database.connect().await;
+    session
+        .run(
+            "insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1'), ('z', 'pre', 'z.v1');
+             insert into extension_instances (extension_id, instance_id, subject) values ('x', 'a', 'x.v1')",
+        )
+        .await;
+    session.call("x", &json!({}), "success", 4).await;
+    let kept = session.select("x", &json!({})).await.ticket;
+    session.call("x", &json!({}), "timeout", 5).await;
+    session.call("z", &json!({}), "success", 1).await;
+    let (x, z) = (state(&session, "x").await, state(&session, "z").await);
+    assert!(x.starts_with("4 4 open 8"), "{x}");
+    let fresh = "0 0 closed 0 {}";
+
+    session.run("begin; update extensions set id = 'y' where id = 'x'").await;
+    assert_eq!(state(&session, "y").await, x, "at once, for who renames");
+    assert_eq!(state(&other, "x").await, x);
+    session.run("rollback").await;
+    assert_eq!(state(&session, "x").await, x);
+
+    session.run("update extensions set id = 'y' where id = 'x'").await;
+    for reader in [&session, &other] {
+        assert_eq!(state(reader, "y").await, x);
+        assert_eq!(reader.select("y", &json!({})).await.reason, "extension_circuit_open");
+        assert_eq!(reader.select("x", &json!({})).await.reason, "extension_not_found");
+    }
+    let instance = "select success_count::text from extension_instance_health where extension_id = 'y'";
+    assert_eq!(session.one(instance, &[]).await, "4", "instances keep theirs");
+    // The report of a call from before finds its target under the new name.
+    other.report(kept, "success", Duration::from_millis(7)).await;
+    assert!(state(&session, "y").await.starts_with("5 4 open 9"));
+    let y = state(&session, "y").await;
+
+    // Whoever takes the old name is somebody else.
+    session.run("insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1')").await;
+    assert_eq!((state(&other, "x").await.as_str(), state(&other, "y").await), (fresh, y.clone()));
+    session.run("delete from extensions where id = 'x'").await;
+
+    // Two change names.
+    session
+        .run(
+            "begin;
+             update extensions set id = 'tmp' where id = 'y';
+             update extensions set id = 'y' where id = 'z';
+             update extensions set id = 'z' where id = 'tmp';
+             commit",
+        )
+        .await;
+    assert_eq!((state(&other, "z").await, state(&other, "y").await), (y.clone(), z));
+
+    // Deleted and created again: afresh, in one transaction or in two; if it is undone, as it was.
+    let renew = "delete from extensions where id = 'z'; insert into extensions (id, type, subject) values ('z', 'pre', 'z.v1')";
+    session.run(&format!("begin; {renew}")).await;
+    assert_eq!(state(&session, "z").await, fresh);
+    assert_eq!(state(&other, "z").await, y);
+    session.run("rollback").await;
+    assert_eq!((state(&session, "z").await, state(&other, "z").await), (y.clone(), y));
+    session.run(renew).await;
+    assert_eq!((state(&session, "z").await.as_str(), state(&other, "z").await.as_str()), (fresh, fresh));
+    assert_eq!(other.select("z", &json!({})).await.reason, "ok");
+}
