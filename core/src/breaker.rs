@@ -22,6 +22,7 @@ use std::sync::atomic::{
 };
 
 pub use settings::{Mode, Settings, SharedSettings};
+use word::{DONE, Slot, Word, word_ms};
 
 use crate::outcome::Verdict;
 use crate::window::{Tally, Window};
@@ -30,8 +31,6 @@ use crate::window::{Tally, Window};
 pub const MAX_PROBES: usize = 100;
 /// The open time is doubled at most this often without a recovery: x 8.
 const MAX_GROWTH: u64 = 3;
-/// 2020-01-01 in milliseconds since the Unix epoch: times in words count from here and last 69 years.
-const EPOCH_MS: u64 = 1_577_836_800_000;
 
 /// Where a breaker stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,91 +184,6 @@ impl Default for Breaker {
     }
 }
 
-/// The state word taken apart: 2 bits state, 2 bits growth, 19 bits generation, 41 bits milliseconds since [`EPOCH_MS`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Word {
-    state: State,
-    growth: u64,
-    generation: u32,
-    /// Open until; otherwise the time of the transition.
-    at_ms: u64,
-}
-
-const GENERATION_BITS: u32 = 19;
-const GENERATION_MASK: u32 = (1 << GENERATION_BITS) - 1;
-const TIME_BITS: u32 = 41;
-const TIME_MASK: u64 = (1 << TIME_BITS) - 1;
-const DONE: u64 = 1 << (TIME_BITS + GENERATION_BITS);
-/// Set in every lease, so that none is zero.
-const TAKEN: u64 = 1 << (TIME_BITS + GENERATION_BITS + 1);
-
-fn word_ms(now_us: u64) -> u64 {
-    (now_us / 1000).saturating_sub(EPOCH_MS) & TIME_MASK
-}
-
-impl Word {
-    fn unpack(word: u64) -> Self {
-        Self {
-            state: match word >> 62 {
-                0 => State::Closed,
-                1 => State::Open,
-                _ => State::HalfOpen,
-            },
-            growth: word >> 60 & 3,
-            generation: (word >> TIME_BITS) as u32 & GENERATION_MASK,
-            at_ms: word & TIME_MASK,
-        }
-    }
-
-    fn pack(self) -> u64 {
-        let state = match self.state {
-            State::Closed => 0,
-            State::Open => 1,
-            State::HalfOpen => 2,
-        };
-        state << 62
-            | self.growth << 60
-            | u64::from(self.generation & GENERATION_MASK) << TIME_BITS
-            | self.at_ms & TIME_MASK
-    }
-
-    fn next(self, state: State, growth: u64, at_ms: u64) -> Self {
-        Self {
-            state,
-            growth,
-            generation: (self.generation + 1) & GENERATION_MASK,
-            at_ms,
-        }
-    }
-}
-
-/// A lease slot's word taken apart.
-#[derive(Clone, Copy)]
-struct Slot(u64);
-
-impl Slot {
-    fn new(generation: u32, deadline_ms: u64) -> u64 {
-        TAKEN | u64::from(generation & GENERATION_MASK) << TIME_BITS | deadline_ms & TIME_MASK
-    }
-
-    fn is_of(self, generation: u32) -> bool {
-        self.0 != 0 && (self.0 >> TIME_BITS) as u32 & GENERATION_MASK == generation
-    }
-
-    fn is_done(self) -> bool {
-        self.0 & DONE != 0
-    }
-
-    fn deadline_ms(self) -> u64 {
-        self.0 & TIME_MASK
-    }
-
-    /// Whether a new probe may take the slot.
-    fn is_free(self, generation: u32, now_ms: u64) -> bool {
-        !self.is_of(generation) || (!self.is_done() && self.deadline_ms() < now_ms)
-    }
-}
-
 /// What a report brings to a breaker.
 #[derive(Debug, Clone, Copy)]
 pub struct Report {
@@ -380,14 +294,14 @@ impl Breaker {
                 {
                     probe
                 } else {
-                    Admission::Refused(self.earliest_end(settings, word.generation, now_ms))
+                    Admission::Refused(Some(self.earliest_end(settings, word.generation, now_ms)))
                 }
             }
         }
     }
 
     fn take_lease(&self, settings: &Settings, generation: u32, now_ms: u64, until_ms: u64) -> Admission {
-        let taken = Slot::new(generation, until_ms.max(now_ms + 1));
+        let taken = Slot::live(generation, until_ms.max(now_ms + 1));
         for (index, slot) in self.leases[..settings.probes()].iter().enumerate() {
             let seen = slot.load(Relaxed);
             if Slot(seen).is_free(generation, now_ms) && slot.compare_exchange(seen, taken, AcqRel, Relaxed).is_ok() {
@@ -397,17 +311,17 @@ impl Breaker {
                 });
             }
         }
-        Admission::Refused(self.earliest_end(settings, generation, now_ms))
+        Admission::Refused(Some(self.earliest_end(settings, generation, now_ms)))
     }
 
     /// Microseconds until the first live lease ends; a moment where all are done and the breaker is about to move.
-    fn earliest_end(&self, settings: &Settings, generation: u32, now_ms: u64) -> Option<u64> {
+    fn earliest_end(&self, settings: &Settings, generation: u32, now_ms: u64) -> u64 {
         let ends = self.leases[..settings.probes()]
             .iter()
             .map(|slot| Slot(slot.load(Relaxed)))
             .filter(|slot| slot.is_of(generation) && !slot.is_done())
             .map(|slot| (slot.deadline_ms() + 1).saturating_sub(now_ms) * 1000);
-        Some(ends.min().unwrap_or(1000))
+        ends.min().unwrap_or(1000)
     }
 
     /// Gives a lease back unused.
@@ -454,13 +368,12 @@ impl Breaker {
                 let reason = settings.judge(&tally)?;
                 self.open(settings, raw, now_us, random, reason, tally)
             }
-            State::Open => None,
             // Without a ticket it can only speak for a probe that is under way: the one that ends first.
             State::HalfOpen if report.generation.is_none() => {
                 let lease = self.oldest_lease(settings, word.generation, word_ms(now_us))?;
                 self.report_probe(settings, report, lease, now_us, random)
             }
-            State::HalfOpen => None,
+            State::Open | State::HalfOpen => None,
         }
     }
 
@@ -714,9 +627,10 @@ impl Breaker {
 pub(crate) fn jitter(us: u64, random: u64) -> u64 {
     let tenth = us / 10;
     let span = 2 * tenth + 1;
-    us - tenth + (u128::from(random) * u128::from(span) >> 64) as u64
+    us - tenth + ((u128::from(random) * u128::from(span)) >> 64) as u64
 }
 
 mod settings;
 #[cfg(test)]
 mod tests;
+mod word;

@@ -6,30 +6,27 @@ use std::cmp::Ordering;
 ///
 /// A pre-release (`1.0.0-rc1`) is lower than its release (`1.0.0`), as in Semantic Versioning; names that differ only in
 /// leading zeros are told apart by their text, so that the order is total.
-pub fn compare(a: &str, b: &str) -> Ordering {
-    let (mut x, mut y) = (a.as_bytes(), b.as_bytes());
+pub fn compare(left: &str, right: &str) -> Ordering {
+    let (mut a, mut b) = (left.as_bytes(), right.as_bytes());
     loop {
-        match (x.first(), y.first()) {
-            (None, None) => return a.cmp(b),
-            (None, Some(b'-')) => return Ordering::Greater,
-            (Some(b'-'), None) => return Ordering::Less,
+        match (a.first(), b.first()) {
+            (None, None) => return left.cmp(right),
+            // A pre-release is lower than its release, and than a release line that goes on (1.0.0-rc1 < 1.0.0.1).
+            (Some(b'-'), other) if other != Some(&b'-') => return Ordering::Less,
+            (other, Some(b'-')) if other != Some(&b'-') => return Ordering::Greater,
             (None, Some(_)) => return Ordering::Less,
             (Some(_), None) => return Ordering::Greater,
-            (Some(p), Some(q)) if p.is_ascii_digit() && q.is_ascii_digit() => {
-                let (n, rest_x) = split_number(x);
-                let (m, rest_y) = split_number(y);
+            (Some(x), Some(y)) if x.is_ascii_digit() && y.is_ascii_digit() => {
+                let ((number, rest_a), (other, rest_b)) = (split_number(a), split_number(b));
                 // Without leading zeros the longer number is the greater one.
-                let order = n.len().cmp(&m.len()).then_with(|| n.cmp(m));
+                let order = number.len().cmp(&other.len()).then_with(|| number.cmp(other));
                 if order != Ordering::Equal {
                     return order;
                 }
-                (x, y) = (rest_x, rest_y);
+                (a, b) = (rest_a, rest_b);
             }
-            (Some(p), Some(q)) if p == q => (x, y) = (&x[1..], &y[1..]),
-            // `1.0.0-rc1` against `1.0.0.1`: the release line goes on, so the pre-release is lower.
-            (Some(b'-'), Some(_)) => return Ordering::Less,
-            (Some(_), Some(b'-')) => return Ordering::Greater,
-            (Some(p), Some(q)) => return p.cmp(q),
+            (Some(x), Some(y)) if x == y => (a, b) = (&a[1..], &b[1..]),
+            (Some(x), Some(y)) => return x.cmp(y),
         }
     }
 }

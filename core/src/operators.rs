@@ -191,6 +191,7 @@ fn lenient_version(text: &str) -> Option<Version> {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "json!(..) reads better than &json!(..)")]
 mod tests {
     use crate::rules::RuleSet;
     use serde_json::{Value as Json, json};

@@ -234,6 +234,7 @@ pub(crate) fn brief(value: &Json) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_pass_by_value, reason = "json!(..) reads better than &json!(..)")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

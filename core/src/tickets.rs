@@ -150,7 +150,7 @@ impl<'a> Table<'a> {
                 return ticket;
             }
             // A call that should have lapsed lapses here; a late report of a lapsed one is worth less than this call's.
-            self.lapse(entry, now_us, &mut release);
+            lapse(entry, now_us, &mut release);
             if entry.word.load(Acquire) & 3 == LAPSED {
                 lapsed = Some(index);
             }
@@ -224,7 +224,7 @@ impl<'a> Table<'a> {
         for entry in self.entries {
             let word = entry.word.load(Acquire);
             match word & 3 {
-                BUSY => self.lapse(entry, now_us, &mut release),
+                BUSY => lapse(entry, now_us, &mut release),
                 LAPSED if entry.deadline_us.load(Relaxed) + keep_us < now_us => {
                     let _ = entry.word.compare_exchange(word, word & !3 | FREE, AcqRel, Relaxed);
                 }
@@ -242,20 +242,21 @@ impl<'a> Table<'a> {
             .filter(|entry| entry.word.load(Relaxed) & 3 != FREE)
             .count()
     }
+}
 
-    fn lapse(&self, entry: &Entry, now_us: u64, release: &mut impl FnMut(&Call)) {
-        let word = entry.word.load(Acquire);
-        if word & 3 != BUSY || entry.deadline_us.load(Relaxed) >= now_us {
-            return;
-        }
-        let call = entry.read();
-        if entry
-            .word
-            .compare_exchange(word, word & !3 | LAPSED, AcqRel, Relaxed)
-            .is_ok()
-        {
-            release(&call);
-        }
+/// Lets a call lapse whose deadline has passed.
+fn lapse(entry: &Entry, now_us: u64, release: &mut impl FnMut(&Call)) {
+    let word = entry.word.load(Acquire);
+    if word & 3 != BUSY || entry.deadline_us.load(Relaxed) >= now_us {
+        return;
+    }
+    let call = entry.read();
+    if entry
+        .word
+        .compare_exchange(word, word & !3 | LAPSED, AcqRel, Relaxed)
+        .is_ok()
+    {
+        release(&call);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The decision over documents: the worked examples of the specification, and properties of shares, instances and fall-through.
 
+#![allow(clippy::needless_pass_by_value, reason = "json!(..) reads better than &json!(..)")]
+
 use std::collections::{HashMap, HashSet};
 
 use ext_registry_core::decide::Reason;
@@ -365,7 +367,7 @@ fn explaining_changes_nothing_and_names_everybody() {
     assert_eq!(
         e.version_targets("normalize_text")
             .iter()
-            .map(|t| t.in_flight())
+            .map(ext_registry_core::target::Target::in_flight)
             .sum::<u64>(),
         1
     );

@@ -102,7 +102,7 @@ fn few_failures_among_many_calls_are_none() {
         assert_eq!(
             breaker.report(&literal, without_ticket(Verdict::Success), START, 0),
             None
-        )
+        );
     });
     fail(&breaker, &literal, START, 5);
     assert_eq!(breaker.state(), State::Open, "the literal rule of old");
@@ -220,7 +220,7 @@ fn neutral_outcomes_free_the_lease_and_count_nowhere() {
         assert_eq!(
             breaker.report(&settings, without_ticket(Verdict::Neutral), START, 0),
             None
-        )
+        );
     });
     assert_eq!(breaker.view(&settings, START).tally, Tally::default());
 }
@@ -448,7 +448,7 @@ proptest! {
                             let failures = model.outcomes.iter().filter(|o| o.1 && o.0 / SECOND + 29 >= now / SECOND).count();
                             if !ok && failures >= 5 {
                                 model.state = State::Open;
-                                model.until = now + (10 * SECOND << model.growth);
+                                model.until = now + ((10 * SECOND) << model.growth);
                                 model.generation += 1;
                             }
                         }
@@ -466,7 +466,7 @@ proptest! {
                             } else {
                                 model.state = State::Open;
                                 model.growth = (model.growth + 1).min(3);
-                                model.until = now + (10 * SECOND << model.growth);
+                                model.until = now + ((10 * SECOND) << model.growth);
                                 model.generation += 1;
                             }
                         }
