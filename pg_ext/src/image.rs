@@ -24,6 +24,9 @@ const UNKNOWN: u32 = u32::MAX;
 /// How long a target without a place waits before it asks again, in microseconds.
 const ASK_AGAIN_US: u64 = 1_000_000;
 
+/// Ready-made rows by (row type, version, instance).
+pub type Templates = SmallMap<(u32, u32, u32), Rc<[u64]>>;
+
 /// One extension in one session.
 pub struct Image {
     pub compiled: Compiled,
@@ -40,7 +43,7 @@ pub struct Image {
     own_settings: bool,
     ask_again_us: Cell<u64>,
     /// Ready-made rows by (row type, version, instance).
-    pub templates: RefCell<SmallMap<(u32, u32, u32), Rc<[u64]>>>,
+    pub templates: RefCell<Templates>,
     bytes: usize,
 }
 
@@ -289,11 +292,14 @@ impl Image {
     }
 }
 
+/// A version looked at: its target, its place, its slot.
+type Pin = (usize, u32, &'static Slot);
+
 /// The live state of an image's targets during one decision. Every version looked at stays pinned until [`Pins::keep`].
 pub struct Pins<'a> {
     image: &'a Image,
     shared: Shared,
-    pinned: RefCell<SmallVec<[(usize, u32, &'static Slot); 4]>>,
+    pinned: RefCell<SmallVec<[Pin; 4]>>,
 }
 
 impl<'a> Pins<'a> {

@@ -340,7 +340,7 @@ fn scan_as_of(snapshot: pg_sys::Snapshot, table: &Table, key: &[Key<'_>], mut ea
                 pg_sys::BTEqualStrategyNumber as u16,
                 pg_sys::InvalidOid,
                 collation,
-                pg_sys::Oid::from(u32::from(function)).into(),
+                pg_sys::Oid::from(function),
                 value,
             );
             scan_keys.push(scan_key);

@@ -384,7 +384,7 @@ impl Shared {
     /// The places a key may have: the whole table, beginning where its hash points.
     fn reach(&self, key: u64) -> impl Iterator<Item = u32> + use<> {
         let n = self.slots.len();
-        let start = (u128::from(key) * n as u128 >> 64) as usize;
+        let start = ((u128::from(key) * n as u128) >> 64) as usize;
         (0..REACH.min(n)).map(move |step| ((start + step) % n) as u32)
     }
 

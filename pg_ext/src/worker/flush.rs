@@ -211,14 +211,13 @@ impl Flusher {
         let uids = self.sql("select uid from @schema@.extensions");
         let clean = self.sql(include_str!("housekeeping.sql"));
         let there = transaction(|client| {
-            Ok(client
+            Ok(!client
                 .select(
                     "select 1 from pg_catalog.pg_extension where extname = 'ext_registry'",
                     Some(1),
                     &[],
                 )?
-                .len()
-                > 0)
+                .is_empty())
         });
         match there {
             Some(true) => {}

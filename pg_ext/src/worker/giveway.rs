@@ -26,6 +26,7 @@ pub fn install() {
 }
 
 #[cfg(not(feature = "pg13"))]
+#[allow(clippy::too_many_arguments, reason = "the signature of the hook")]
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn utility(
     statement: *mut pg_sys::PlannedStmt,
