@@ -3,21 +3,24 @@
 //! Promises: every ticket is reported exactly once; a retry is a fresh decision that avoids the instances already tried;
 //! nothing is waited for past the deadline, which runs from receipt.
 
+mod attempt;
+
 use std::rc::Rc;
 
 use bytes::Bytes;
 use ext_registry_core::outcome::Outcome;
-use serde_json::Value as Json;
 
-use super::budget::{Budget, backoff_max_us, backoff_us};
+use super::budget::{Budget, backoff_max_us};
 use super::codes::{Code, Failure};
-use super::contract::{self, Kind, Parts, Verdict};
+use super::contract::{self, Kind};
 use super::mux::AttemptToken;
-use super::request::{Ids, merged_config};
+use super::refusal::{detailed, not_found, refusal, refusal_label, shown};
+use super::request::Ids;
 use super::slab::Token;
+use super::text::Digits;
 use super::wheel::Timer;
 use super::{Client, Decision, Due, Machine, Question, Report, Undecided};
-use crate::transport::{Headers, Inbound, Outbound, Subject};
+use crate::transport::Headers;
 
 /// Whom a call is for.
 #[derive(Debug)]
@@ -402,140 +405,6 @@ impl Machine {
         self.send_attempt(token, decision, kind, &subject, timeout_us, now);
     }
 
-    fn send_attempt(
-        &mut self,
-        token: Token,
-        decision: &Decision,
-        kind: Kind,
-        subject: &str,
-        timeout_us: u64,
-        now: u64,
-    ) {
-        let (connected, max_payload) = (self.connected, self.max_payload);
-        let Some(call) = self.calls.get_mut(token) else { return };
-        call.sent += 1;
-        let expires_us = (now + timeout_us).min(call.deadline_us);
-        let config = merged_config(&decision.config, call.spec.config.as_ref());
-        let spec = &call.spec;
-        let body = contract::request(
-            kind,
-            &Parts {
-                trace_id: &spec.ids.trace_id,
-                tenant_id: spec.ids.tenant_id.as_deref(),
-                extension_id: &spec.extension_id,
-                payload: &spec.payload,
-                metadata: &spec.metadata,
-                config: &config,
-            },
-        );
-        if let Some(held) = call.held.take() {
-            self.reports.push_back(held);
-        }
-        call.state = State::Waiting {
-            ticket: decision.ticket,
-            local: decision.local,
-            sent_us: now,
-            cut: now + timeout_us > call.deadline_us,
-        };
-        let attempt = AttemptToken {
-            call: token,
-            attempt: call.sent,
-        };
-        if body.len() > max_payload.saturating_sub(4096) {
-            let failure = Failure::new(
-                Code::InvalidRequest,
-                "the request with its configuration is larger than NATS takes",
-            );
-            self.attempt_failed(token, Outcome::CallerError, failure, false, now);
-            return;
-        }
-        if !connected {
-            self.attempt_lost(attempt, now);
-            return;
-        }
-        let mut headers = Headers::roomy();
-        headers.push("traceparent", &spec.ids.traceparent);
-        headers.push("Ext-Version", &call.target.version);
-        if let Some(instance) = &call.target.instance_id {
-            headers.push("Ext-Instance", instance);
-        }
-        let mut digits = Digits::of(u64::from(call.sent));
-        headers.push("Ext-Attempt", digits.as_str());
-        let mut number = String::with_capacity(16);
-        push_hex(&mut number, u128::from(call.number), 16);
-        headers.push("Ext-Call-Id", &number);
-        digits = Digits::of((expires_us - now).div_ceil(1000));
-        headers.push("Ext-Timeout-Ms", digits.as_str());
-        let message = Outbound {
-            subject: Subject::from(subject),
-            reply: Some(Subject::from(self.inbox.subject(attempt))),
-            headers,
-            payload: body.into(),
-            expires_us,
-        };
-        self.send(message);
-        self.set_timer(token, expires_us);
-    }
-
-    /// A reply to an attempt; one that nobody waits for is only counted.
-    pub(crate) fn call_replied(&mut self, token: AttemptToken, message: &Inbound, now: u64) {
-        let waiting = self.calls.get(token.call).filter(|call| call.sent == token.attempt);
-        let Some((kind, id)) = waiting.and_then(|call| match call.state {
-            State::Waiting { .. } => Some((call.target.kind?, Rc::clone(&call.spec.extension_id))),
-            _ => None,
-        }) else {
-            self.metrics.late_replies.inc();
-            return;
-        };
-        if message.no_responders {
-            let failure = Failure::new(Code::ExtensionUnavailable, format!("nobody listens for {id}"));
-            self.attempt_failed(
-                token.call,
-                Outcome::NoResponders,
-                failure.with("reason", "no_responders"),
-                true,
-                now,
-            );
-            return;
-        }
-        if let Some(code) = message.header("Nats-Service-Error-Code") {
-            let failure = Failure::new(Code::ExtensionError, format!("{id} answered with an error"))
-                .with("reason", "error")
-                .with("service_code", code.parse::<u32>().map_or(Json::Null, Json::from));
-            self.attempt_failed(token.call, Outcome::Error, failure, false, now);
-            return;
-        }
-        let invalid = |why: &str| {
-            Failure::new(Code::ExtensionError, format!("the reply of {id} is invalid: {why}"))
-                .with("reason", "invalid_response")
-        };
-        if message.payload.len() > self.settings.limits.reply_bytes {
-            let failure = invalid("it is too large").with("bytes", message.payload.len());
-            self.attempt_failed(token.call, Outcome::InvalidResponse, failure, false, now);
-            return;
-        }
-        match contract::judge(kind, &message.payload) {
-            Verdict::Success(reply) => {
-                self.attempt_ended(token.call, Outcome::Success, None, now);
-                self.finish(
-                    token.call,
-                    Done::Reply {
-                        body: message.payload.clone(),
-                        reply,
-                    },
-                    now,
-                );
-            }
-            Verdict::Error => {
-                let failure = Failure::new(Code::ExtensionError, format!("{id} answered with an error"));
-                self.attempt_failed(token.call, Outcome::Error, failure.with("reason", "error"), false, now);
-            }
-            Verdict::Invalid(why) => {
-                self.attempt_failed(token.call, Outcome::InvalidResponse, invalid(why), false, now);
-            }
-        }
-    }
-
     /// A call's timer.
     pub(crate) fn call_due(&mut self, token: Token, now: u64) {
         let Some(call) = self.calls.get(token) else { return };
@@ -578,114 +447,6 @@ impl Machine {
                 self.set_timer(token, decide_by);
                 self.ask_for(token);
             }
-        }
-    }
-
-    /// Whether a call that may have run may run again.
-    fn may_repeat(&mut self, token: Token, now: u64) -> bool {
-        let Some(call) = self.calls.get(token) else {
-            return false;
-        };
-        if call.target.kind != Some(Kind::Provider) {
-            return true;
-        }
-        let id = Rc::clone(&call.spec.extension_id);
-        self.facts(&id, now).idempotent
-    }
-
-    /// The connection was lost while a call was under way.
-    pub(crate) fn call_lost(&mut self, token: Token, now: u64) {
-        if let Some(call) = self.calls.get(token)
-            && matches!(call.state, State::Waiting { .. })
-        {
-            let attempt = AttemptToken {
-                call: token,
-                attempt: call.sent,
-            };
-            self.attempt_lost(attempt, now);
-        }
-    }
-
-    pub(crate) fn attempt_lost(&mut self, token: AttemptToken, now: u64) {
-        let Some(call) = self.calls.get(token.call) else { return };
-        if call.sent != token.attempt || !matches!(call.state, State::Waiting { .. }) {
-            return;
-        }
-        let retry = self.may_repeat(token.call, now);
-        let failure = Failure::new(Code::ExtensionUnavailable, "the connection to NATS was lost")
-            .with("reason", "connection_lost");
-        self.attempt_failed(token.call, Outcome::Cancelled, failure, retry, now);
-    }
-
-    /// Counts and reports the attempt that is under way. `last` is false where another will follow.
-    fn attempt_ended(&mut self, token: Token, outcome: Outcome, retry_at: Option<u64>, now: u64) {
-        let Some(call) = self.calls.get_mut(token) else { return };
-        let State::Waiting {
-            ticket, local, sent_us, ..
-        } = call.state
-        else {
-            return;
-        };
-        call.latency_us = now.saturating_sub(sent_us);
-        let retries = if retry_at.is_some() {
-            0
-        } else {
-            u32::from(call.sent) - 1
-        };
-        let report = Report {
-            ticket,
-            outcome,
-            latency_us: call.latency_us,
-            retries,
-            local,
-        };
-        call.state = State::Backoff;
-        if retry_at.is_some() && call.sent > 1 {
-            call.held = Some(report);
-        } else if ticket != 0 {
-            self.reports.push_back(report);
-        }
-        let id = Rc::clone(&call.spec.extension_id);
-        let (version, latency_ms) = (call.target.version.clone(), call.latency_us as f64 / 1000.0);
-        let tenant = call.spec.ids.tenant_id.clone();
-        let status = match outcome {
-            Outcome::Success => "success",
-            Outcome::Timeout => "timeout",
-            Outcome::Error | Outcome::NoResponders | Outcome::InvalidResponse => "error",
-            Outcome::Cancelled | Outcome::CallerError => {
-                self.metrics.refused(outcome.as_str());
-                return;
-            }
-        };
-        if let Some(metrics) = &mut self.extension(&id).metrics {
-            metrics.attempt(&version, status, tenant.as_deref(), latency_ms);
-        }
-    }
-
-    fn attempt_failed(&mut self, token: Token, outcome: Outcome, failure: Failure, retry: bool, now: u64) {
-        let Some(call) = self.calls.get(token) else { return };
-        let id = Rc::clone(&call.spec.extension_id);
-        let wait = backoff_us(u32::from(call.sent), &mut self.random);
-        let in_time = now + wait < call.deadline_us;
-        let more = retry && call.sent < call.attempts && in_time && !self.draining;
-        let granted = more
-            && self
-                .extension(&id)
-                .budget
-                .as_mut()
-                .is_some_and(|budget| budget.retry(now));
-        if more && !granted {
-            self.metrics.refused("retry_budget");
-        }
-        self.attempt_ended(token, outcome, granted.then_some(now + wait), now);
-        if granted {
-            if let Some(call) = self.calls.get_mut(token) {
-                call.avoid.extend(call.target.instance_id.clone());
-                call.failure = Some(failure);
-            }
-            self.set_timer(token, now + wait);
-        } else {
-            self.finish(token, Done::Failed(failure), now);
         }
     }
 
@@ -754,129 +515,5 @@ fn target_of(decision: &Decision) -> Target {
         kind: decision.kind,
         version: decision.version.clone().unwrap_or_default(),
         instance_id: decision.instance_id.as_deref().map(Rc::from),
-    }
-}
-
-/// An id from a subject, shortened: it may be anything.
-fn shown(id: &str) -> String {
-    ext_registry_core::ident::shorten(id)
-}
-
-fn not_found(id: &str) -> Failure {
-    Failure::new(
-        Code::ExtensionNotFound,
-        format!("no extension {} is registered", shown(id)),
-    )
-}
-
-/// The label of a refusal: only known words.
-fn refusal_label(reason: &str) -> &'static str {
-    match reason {
-        "extension_not_found" => "extension_not_found",
-        "extension_disabled" => "extension_disabled",
-        "tenant_not_allowed" => "tenant_not_allowed",
-        "no_version" => "no_version",
-        "extension_circuit_open" => "extension_circuit_open",
-        _ => "other",
-    }
-}
-
-fn refusal(id: &str, decision: &Decision) -> Failure {
-    let failure = match decision.reason.as_str() {
-        "extension_not_found" => not_found(id),
-        "tenant_not_allowed" => Failure::new(Code::TenantNotAllowed, format!("the tenant may not use {id}")),
-        "extension_disabled" => Failure::new(Code::ExtensionUnavailable, format!("{id} is disabled")),
-        "no_version" => Failure::new(
-            Code::ExtensionUnavailable,
-            format!("no version of {id} serves this request"),
-        ),
-        "extension_circuit_open" => Failure::new(
-            Code::ExtensionUnavailable,
-            format!("the circuit breaker of {id} is open"),
-        ),
-        other => Failure::new(Code::ExtensionUnavailable, format!("{id} was refused: {other}")),
-    };
-    let failure = failure.with("reason", decision.reason.as_str());
-    match decision.retry_after_ms {
-        Some(ms) => failure.with("retry_after_ms", ms),
-        None => failure,
-    }
-}
-
-/// Adds what is known of the call to a failure.
-fn detailed(mut failure: Failure, finished: &Finished) -> Failure {
-    failure = failure.with("extension_id", shown(&finished.extension_id));
-    if finished.sent > 0 {
-        failure = failure
-            .with("version", finished.version.as_str())
-            .with("attempts", finished.sent);
-        if let Some(instance) = &finished.instance_id {
-            failure = failure.with("instance_id", &**instance);
-        }
-    }
-    failure
-}
-
-/// A number as text, without an allocation.
-struct Digits([u8; 24], usize);
-
-impl Digits {
-    fn of(mut number: u64) -> Self {
-        let mut digits = Self([b'0'; 24], 24);
-        loop {
-            digits.put(b'0' + (number % 10) as u8);
-            number /= 10;
-            if number == 0 {
-                return digits;
-            }
-        }
-    }
-
-    /// `number` / 1000, with three decimals.
-    fn thousandths(number: u64) -> Self {
-        let mut digits = Self::of(number / 1000);
-        let whole = digits.as_str().len();
-        digits.0.copy_within(24 - whole.., 20 - whole);
-        digits.1 = 20 - whole;
-        digits.0[20] = b'.';
-        for (place, unit) in [(21, 100), (22, 10), (23, 1)] {
-            digits.0[place] = b'0' + (number / unit % 10) as u8;
-        }
-        digits
-    }
-
-    fn put(&mut self, digit: u8) {
-        self.1 -= 1;
-        self.0[self.1] = digit;
-    }
-
-    fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0[self.1..]).unwrap_or_default()
-    }
-}
-
-/// Hexadecimal text of a fixed length.
-pub(super) fn push_hex(out: &mut String, number: u128, digits: u32) {
-    for place in (0..digits).rev() {
-        out.push(char::from(b"0123456789abcdef"[(number >> (place * 4) & 15) as usize]));
-    }
-}
-
-#[cfg(test)]
-mod digits {
-    use super::{Digits, push_hex};
-
-    #[test]
-    fn numbers() {
-        for number in [0, 7, 999, 1000, 1001, 123_456, 300_000_000] {
-            assert_eq!(Digits::of(number).as_str(), number.to_string());
-            assert_eq!(
-                Digits::thousandths(number).as_str(),
-                format!("{:.3}", number as f64 / 1000.0)
-            );
-        }
-        let mut text = String::new();
-        push_hex(&mut text, 0xabc, 8);
-        assert_eq!(text, "00000abc");
     }
 }

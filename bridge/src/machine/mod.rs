@@ -12,11 +12,13 @@ pub mod json;
 pub mod limits;
 pub mod mux;
 pub mod policies;
+pub mod refusal;
 pub mod request;
 pub mod route;
 pub mod slab;
 #[cfg(test)]
 mod tests;
+pub mod text;
 pub mod wheel;
 
 use std::collections::{HashMap, VecDeque};

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::call::push_hex;
 use super::codes::{Code, Failure};
 use super::json::{Members, push_string};
 use super::limits::{Limits, check_jsonb, check_shape};
+use super::text::push_hex;
 
 /// The facts that a request names itself by.
 #[derive(Debug, Default)]
