@@ -44,7 +44,7 @@ test: setup install bridge services ## every test: core, bridge, and the whole s
 	$(CARGO) test $(PURE_CRATES)
 
 bench: install bridge services ## the figures of speed, side by side with what they are compared to
-	$(CARGO) run --release -p ext_registry_bench -- $(BENCH)
+	@bench/run $(BENCH)
 
 lint: install ## formatting, clippy with warnings as errors, shell, licences of dependencies, safety of the SQL
 	$(CARGO) fmt --all --check

@@ -264,6 +264,8 @@ fi
 echo "To look further:  $look"
 echo "                  \\d, \\df+ ext_*, select * from extension_health \\watch 2"
 echo "Ctrl-C stops and removes everything."
+# From here on that is the way to end it, not a failure.
+trap 'exit 0' INT TERM
 sleep infinity &
 pids=($! "${pids[@]}")
 wait $!

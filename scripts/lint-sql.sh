@@ -8,4 +8,4 @@ version=$(sed -nE 's/^version *= *"(.*)"$/\1/p' "$root/Cargo.toml" | head -n 1)
 script=$("$pg_config" --sharedir)/extension/ext_registry--$version.sql
 [[ -f $script ]] || die "$script is missing; run 'make install' first"
 venv=$("$root/scripts/venv" pgspot)
-"$venv/bin/pgspot" --append <(echo) "$script"
+"$venv/bin/pgspot" "$script"
