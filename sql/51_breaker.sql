@@ -23,7 +23,7 @@ begin
     if not exists (select from @extschema@.extensions e where e.id = ext_breaker_reset.id) then
         raise exception using
             errcode = 'undefined_object',
-            message = format('extension %s is not registered', coalesce(to_json(id)::text, 'NULL')),
+            message = format('extension %s is not registered', coalesce(to_json(left(id, 100))::text, 'NULL')),
             hint = 'See the registered ones with: select id from extensions.';
     end if;
 
@@ -38,7 +38,7 @@ begin
     ) then
         raise exception using
             errcode = 'undefined_object',
-            message = format('extension %s has no version %s', to_json(id), to_json(version)),
+            message = format('extension %s has no version %s', to_json(id), to_json(left(version, 100))),
             hint = format('It has %s.', names);
     end if;
     perform @extschema@._ext_raise_reset(id, version);

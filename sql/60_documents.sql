@@ -112,7 +112,7 @@ begin
     if wrong.key is not null and wrong.name is null then
         raise exception using
             errcode = 'invalid_parameter_value',
-            message = format('%s: unknown key %s', what, to_json(wrong.key)),
+            message = format('%s: unknown key %s', what, to_json(left(wrong.key, 100))),
             hint = format('The keys are %s.', wrong.names);
     elsif wrong.key is not null then
         raise exception using
@@ -151,7 +151,7 @@ begin
     if twice is not null then
         raise exception using
             errcode = 'invalid_parameter_value',
-            message = format('%s %s is there twice', what, to_json(twice)),
+            message = format('%s %s is there twice', what, to_json(left(twice, 100))),
             hint = 'Each may be there once.';
     end if;
 end;
@@ -168,7 +168,7 @@ set client_min_messages = warning
 as $$
 declare
     name constant text := case when jsonb_typeof(doc -> 'id') = 'string' then doc ->> 'id' end;
-    extension constant text := concat_ws(' ', 'extension', to_json(name));
+    extension constant text := concat_ws(' ', 'extension', to_json(left(name, 100)));
     what text := extension;
     given jsonb;
     epoch bigint;
@@ -227,7 +227,7 @@ begin
                 delete from @extschema@.extension_versions v where v.id = name and v.version = gone;
             end loop;
             for item in select i.value from jsonb_array_elements(doc -> 'versions') i loop
-                what := concat_ws(' ', extension, 'version', item -> 'version');
+                what := concat_ws(' ', extension, 'version', left((item -> 'version')::text, 100));
                 item := @extschema@._ext_read_document(what, item,
                     '@extschema@.extension_versions', array['version', 'subject']);
                 if not exists (
@@ -255,7 +255,7 @@ begin
                 delete from @extschema@.extension_instances i where i.extension_id = name and i.instance_id = gone;
             end loop;
             for item in select i.value from jsonb_array_elements(doc -> 'instances') i loop
-                what := concat_ws(' ', extension, 'instance', item -> 'instance_id');
+                what := concat_ws(' ', extension, 'instance', left((item -> 'instance_id')::text, 100));
                 item := @extschema@._ext_read_document(what, item,
                     '@extschema@.extension_instances', array['instance_id', 'subject']);
                 perform @extschema@._ext_put('@extschema@.extension_instances',
@@ -304,7 +304,7 @@ begin
     end if;
     if jsonb_typeof(doc -> 'policies') = 'array' then
         for item in select i.value from jsonb_array_elements(doc -> 'policies') i loop
-            what := concat_ws(' ', 'policy', item -> 'tenant_id', item -> 'policy_id');
+            what := concat_ws(' ', 'policy', left((item -> 'tenant_id')::text, 100), left((item -> 'policy_id')::text, 100));
             item := @extschema@._ext_read_document(what, item, '@extschema@.extension_policies',
                 array['tenant_id', 'policy_id', 'document']);
             begin

@@ -221,7 +221,8 @@ begin
     if not exists (select from pg_roles r where r.oid = ext_grant.role) then
         raise exception using
             errcode = 'undefined_object',
-            message = format('role %s does not exist', ext_grant.role);
+            message = format('role %s does not exist', ext_grant.role),
+            hint = 'CREATE ROLE makes one; \du of psql lists them.';
     end if;
     insert into @extschema@.extension_registry_grants (role, level)
     values (pg_get_userbyid(ext_grant.role), ext_grant.level)
