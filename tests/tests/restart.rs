@@ -6,7 +6,7 @@ use ext_registry_tests::{Postgres, Session, Shutdown, eventually};
 use serde_json::json;
 
 const DATABASE: &str = "app";
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(20);
 
 async fn prepared(cluster: &Postgres) -> Session {
     cluster.make_database(DATABASE);
