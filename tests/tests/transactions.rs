@@ -155,8 +155,14 @@ async fn what_is_undone_leaves_nothing() {
         ("begin isolation level serializable", &["rollback"]),
         ("begin; savepoint s", &["rollback to s", "commit"]),
         ("begin; savepoint s", &["release s", "rollback"]),
-        ("begin; savepoint s; savepoint t", &["release t", "rollback to s", "commit"]),
-        ("begin; savepoint s; savepoint t", &["rollback to t", "release s", "commit"]),
+        (
+            "begin; savepoint s; savepoint t",
+            &["release t", "rollback to s", "commit"],
+        ),
+        (
+            "begin; savepoint s; savepoint t",
+            &["rollback to t", "release s", "commit"],
+        ),
         ("begin", &["rollback and chain", "commit"]),
         ("begin", &["prepare transaction 'way'", "!rollback prepared 'way'"]),
         ("begin; set local session_replication_role = replica", &["rollback"]),
@@ -252,7 +258,9 @@ async fn an_error_of_a_later_trigger_or_at_commit_leaves_nothing() {
     writer.run("commit").await;
     assert_eq!(look(&writer).await, base);
 
-    writer.run("begin; update extension_versions set timeout_ms = 999").await;
+    writer
+        .run("begin; update extension_versions set timeout_ms = 999")
+        .await;
     assert_ne!(look(&writer).await, base);
     writer.error_of("commit").await;
     assert_eq!(look(&writer).await, base);
@@ -291,7 +299,7 @@ async fn a_change_and_a_decision_within_one_function() {
     let (writer, _) = writer(&database).await;
     writer
         .run(
-            r#"create function steps() returns text language plpgsql as $$
+            r"create function steps() returns text language plpgsql as $$
                declare
                    seen text := '';
                begin
@@ -307,7 +315,7 @@ async fn a_change_and_a_decision_within_one_function() {
                        end;
                    end loop;
                    return seen;
-               end $$"#,
+               end $$",
         )
         .await;
     assert_eq!(writer.one("select steps()", &[]).await, "1-11 2-22 3-33 4-44 5-55 ");
@@ -371,7 +379,8 @@ async fn parallel_workers_see_what_their_leader_has_changed() {
              set force_parallel_mode = on; set parallel_leader_participation = off",
         )
         .await;
-    let query = "select count(*)::text from calls c where (ext_select('x', jsonb_build_object('n', c.n))).config ->> 'n' = '3'";
+    let query =
+        "select count(*)::text from calls c where (ext_select('x', jsonb_build_object('n', c.n))).config ->> 'n' = '3'";
     let plan = writer
         .query(&format!("explain {query}"), &[])
         .await
@@ -440,6 +449,32 @@ async fn the_extension_dropped_and_created_in_one_session() {
 }
 
 #[tokio::test]
+async fn rows_restored_into_a_new_extension_start_afresh() {
+    let database = Postgres::shared().database();
+    let session = opened(&database).await;
+    for _ in 0..2 {
+        session.run(RESET).await;
+        session.call("x", &json!({}), "error", 5).await;
+    }
+    assert_eq!(session.counts("x").await, (0, 15));
+    // As `pg_dump --clean | psql` does it: the rows are the same to the last column.
+    session
+        .run(
+            "create table kept as select * from extensions;
+             drop extension ext_registry; create extension ext_registry;
+             insert into extensions select * from kept",
+        )
+        .await;
+    assert_eq!(stand(&session).await, is("closed", "ok"));
+    assert_eq!(session.counts("x").await, (0, 0));
+    // Resets count from the beginning there, and take place.
+    session.call("x", &json!({}), "error", 5).await;
+    assert_eq!(stand(&session).await, is("open", "extension_circuit_open"));
+    session.run(RESET).await;
+    assert_eq!(stand(&session).await, is("closed", "ok"));
+}
+
+#[tokio::test]
 async fn reload_makes_every_session_read_anew() {
     let database = Postgres::shared().database();
     let (writer, base) = writer(&database).await;
@@ -456,7 +491,10 @@ async fn reload_makes_every_session_read_anew() {
     };
     writer.run(&behind(1)).await;
     let reloaded = writer
-        .one("select concat_ws(' ', extensions, versions, instances, policies) from ext_reload()", &[])
+        .one(
+            "select concat_ws(' ', extensions, versions, instances, policies) from ext_reload()",
+            &[],
+        )
         .await;
     assert_eq!(reloaded, "1 1 1 0");
     let anew = look(&writer).await;
@@ -489,10 +527,7 @@ async fn opened(database: &Database<'_>) -> Session {
 
 /// The state that the view shows, and what a decision gets.
 async fn stand(session: &Session) -> (String, String) {
-    (
-        session.breaker("x").await,
-        session.select("x", &json!({})).await.reason,
-    )
+    (session.breaker("x").await, session.select("x", &json!({})).await.reason)
 }
 
 const RESET: &str = "UPDATE extension_health SET circuit_breaker_state = 'closed', circuit_breaker_opened_at = NULL
@@ -554,7 +589,9 @@ async fn a_reset_that_is_undone_leaves_everything_as_it_was() {
     let session = opened(&database).await;
     let other = database.connect().await;
     let retry_after = "select retry_after_ms::text from extension_version_health";
-    let before = session.one("select circuit_breaker_opened_at::text from extension_health", &[]).await;
+    let before = session
+        .one("select circuit_breaker_opened_at::text from extension_health", &[])
+        .await;
     for (begin, end) in [
         ("begin", "rollback"),
         ("begin; savepoint s", "rollback to s; commit"),
@@ -567,10 +604,20 @@ async fn a_reset_that_is_undone_leaves_everything_as_it_was() {
         for statement in end.split("; ") {
             session.run(statement).await;
         }
-        assert_eq!(stand(&session).await, is("open", "extension_circuit_open"), "{begin} {end}");
-        assert_eq!(stand(&other).await, is("open", "extension_circuit_open"), "{begin} {end}");
+        assert_eq!(
+            stand(&session).await,
+            is("open", "extension_circuit_open"),
+            "{begin} {end}"
+        );
+        assert_eq!(
+            stand(&other).await,
+            is("open", "extension_circuit_open"),
+            "{begin} {end}"
+        );
     }
-    let opened_at = session.one("select circuit_breaker_opened_at::text from extension_health", &[]).await;
+    let opened_at = session
+        .one("select circuit_breaker_opened_at::text from extension_health", &[])
+        .await;
     assert_eq!(opened_at[..19], before[..19], "the opening is the same one");
     assert_ne!(session.one(retry_after, &[]).await, "NULL");
     // And it can still be reset.
@@ -604,7 +651,10 @@ async fn a_reset_is_for_all_versions_or_for_one() {
     session.run(RESET).await;
     assert_eq!(session.one(open, &[]).await, "{}");
     // Resets of one version after one of all, and the reverse, each count.
-    for reset in ["select ext_breaker_reset('x', 'v2'); select ext_breaker_reset('x', 'v1')", RESET] {
+    for reset in [
+        "select ext_breaker_reset('x', 'v2'); select ext_breaker_reset('x', 'v1')",
+        RESET,
+    ] {
         open_both().await;
         session.run(reset).await;
         assert_eq!(session.one(open, &[]).await, "{}", "{reset}");
@@ -712,7 +762,10 @@ async fn an_extension_that_is_never_committed_leaves_nothing() {
     session
         .run("insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1')")
         .await;
-    assert_eq!((stand(&session).await, session.counts("x").await), (is("closed", "ok"), (0, 0)));
+    assert_eq!(
+        (stand(&session).await, session.counts("x").await),
+        (is("closed", "ok"), (0, 0))
+    );
     session.call("x", &json!({}), "success", 1).await;
     let stored = "select concat_ws(' ', (select count(*) from extension_target_state),
                       (select sum(success) from extension_metrics), (select count(*) from extension_breaker_events))";
@@ -751,7 +804,9 @@ async fn a_rename_keeps_the_state_and_a_new_row_starts_afresh() {
     assert!(x.starts_with("4 4 open 8"), "{x}");
     let fresh = "0 0 closed 0 {}";
 
-    session.run("begin; update extensions set id = 'y' where id = 'x'").await;
+    session
+        .run("begin; update extensions set id = 'y' where id = 'x'")
+        .await;
     assert_eq!(state(&session, "y").await, x, "at once, for who renames");
     assert_eq!(state(&other, "x").await, x);
     session.run("rollback").await;
@@ -771,8 +826,13 @@ async fn a_rename_keeps_the_state_and_a_new_row_starts_afresh() {
     let y = state(&session, "y").await;
 
     // Whoever takes the old name is somebody else.
-    session.run("insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1')").await;
-    assert_eq!((state(&other, "x").await.as_str(), state(&other, "y").await), (fresh, y.clone()));
+    session
+        .run("insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1')")
+        .await;
+    assert_eq!(
+        (state(&other, "x").await.as_str(), state(&other, "y").await),
+        (fresh, y.clone())
+    );
     session.run("delete from extensions where id = 'x'").await;
 
     // Two change names.
@@ -788,13 +848,17 @@ async fn a_rename_keeps_the_state_and_a_new_row_starts_afresh() {
     assert_eq!((state(&other, "z").await, state(&other, "y").await), (y.clone(), z));
 
     // Deleted and created again: afresh, in one transaction or in two; if it is undone, as it was.
-    let renew = "delete from extensions where id = 'z'; insert into extensions (id, type, subject) values ('z', 'pre', 'z.v1')";
+    let renew =
+        "delete from extensions where id = 'z'; insert into extensions (id, type, subject) values ('z', 'pre', 'z.v1')";
     session.run(&format!("begin; {renew}")).await;
     assert_eq!(state(&session, "z").await, fresh);
     assert_eq!(state(&other, "z").await, y);
     session.run("rollback").await;
     assert_eq!((state(&session, "z").await, state(&other, "z").await), (y.clone(), y));
     session.run(renew).await;
-    assert_eq!((state(&session, "z").await.as_str(), state(&other, "z").await.as_str()), (fresh, fresh));
+    assert_eq!(
+        (state(&session, "z").await.as_str(), state(&other, "z").await.as_str()),
+        (fresh, fresh)
+    );
     assert_eq!(other.select("z", &json!({})).await.reason, "ok");
 }
