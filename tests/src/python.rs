@@ -1,4 +1,4 @@
-//! Python programs in a virtual environment with nats-py, a NATS client that shares no code with ours.
+//! Python programs in virtual environments, with clients that share no code with ours.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,15 +9,31 @@ use nix::sys::signal::Signal;
 use crate::places;
 use crate::process::{Directory, Server};
 
-/// The interpreter of the environment that `scripts/requirements/nats-py.txt` pins; made when it is missing.
-pub fn interpreter() -> PathBuf {
+/// The interpreter of the environment that `scripts/requirements/<environment>.txt` pins; made when it is missing.
+pub fn interpreter(environment: &str) -> PathBuf {
     let output = Command::new(places::root().join("scripts/venv"))
-        .arg("nats-py")
+        .arg(environment)
         .output()
         .expect("scripts/venv can be started");
     crate::postgres::must_succeed(&output);
     let venv = String::from_utf8(output.stdout).expect("a path in UTF-8");
     PathBuf::from(venv.trim()).join("bin/python")
+}
+
+/// Runs a program text in that environment to its end; what it printed.
+///
+/// # Panics
+/// When it fails.
+#[track_caller]
+pub fn run(environment: &str, text: &str, arguments: &[&str]) -> String {
+    let output = Command::new(interpreter(environment))
+        .arg("-c")
+        .arg(text)
+        .args(arguments)
+        .output()
+        .expect("Python can be started");
+    crate::postgres::must_succeed(&output);
+    String::from_utf8(output.stdout).expect("UTF-8")
 }
 
 /// A running Python program; ended when dropped.
@@ -28,12 +44,12 @@ pub struct Program {
 }
 
 impl Program {
-    /// Runs the program text with `arguments`; returns when it has printed a line `ready`.
+    /// Runs the program text, which may use nats-py, with `arguments`; returns when it has printed a line `ready`.
     pub fn start(text: &str, arguments: &[&str]) -> Self {
         let directory = Directory::new("python-", None);
         let file = directory.path().join("program.py");
         std::fs::write(&file, text).expect("our own directory");
-        let mut command = Command::new(interpreter());
+        let mut command = Command::new(interpreter("nats-py"));
         command.arg("-u").arg(&file).args(arguments);
         let mut server = Server::start("python", &mut command, &directory.path().join("log"), Signal::SIGKILL);
         server.await_ready(Duration::from_secs(30), |server| {
