@@ -17,7 +17,7 @@ create function @extschema@.ext_select_many(
     contexts jsonb[],
     avoid jsonb default null
 ) returns setof @extschema@.ext_decision_item
-language c volatile parallel safe
+language c volatile parallel safe rows 64
 as 'MODULE_PATHNAME', 'ext_select_many';
 
 comment on function @extschema@.ext_select_many(text[], jsonb[], jsonb) is
@@ -27,7 +27,7 @@ create function @extschema@.ext_explain(
     extension_id text,
     context jsonb default '{}'
 ) returns table (step integer, stage text, candidate text, verdict text, detail text)
-language c volatile parallel safe
+language c volatile parallel safe rows 10
 as 'MODULE_PATHNAME', 'ext_explain';
 
 comment on function @extschema@.ext_explain(text, jsonb) is

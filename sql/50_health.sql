@@ -1,4 +1,6 @@
 -- Health: live state joined to the registry, as one would look at it in psql.
+--
+-- The functions say how many rows to expect (default: 1000), or the planner would take joins of these views for big ones.
 
 create function @extschema@._ext_live_extension(id text) returns @extschema@._ext_live
 language c volatile strict parallel safe
@@ -7,14 +9,14 @@ as 'MODULE_PATHNAME', '_ext_live_extension';
 comment on function @extschema@._ext_live_extension(text) is 'Live state of an extension, summed over its versions.';
 
 create function @extschema@._ext_live_versions(id text) returns setof @extschema@._ext_live_version
-language c volatile strict parallel safe
+language c volatile strict parallel safe rows 3
 as 'MODULE_PATHNAME', '_ext_live_versions';
 
 comment on function @extschema@._ext_live_versions(text) is
     'Live state of an extension''s versions, the one that the row of extensions is included.';
 
 create function @extschema@._ext_live_instances(id text) returns setof @extschema@._ext_live_instance
-language c volatile strict parallel safe
+language c volatile strict parallel safe rows 5
 as 'MODULE_PATHNAME', '_ext_live_instances';
 
 comment on function @extschema@._ext_live_instances(text) is 'Live state of an extension''s instances.';

@@ -56,7 +56,7 @@ returns table (
     p95_latency_ms            double precision,
     in_flight                 bigint
 )
-language sql volatile strict parallel safe
+language sql volatile strict parallel safe rows 3
 set search_path = pg_catalog, pg_temp
 as $$
     select
@@ -96,7 +96,7 @@ returns table (
     p95_latency_ms    double precision,
     in_flight         bigint
 )
-language sql volatile strict parallel safe
+language sql volatile strict parallel safe rows 5
 set search_path = pg_catalog, pg_temp
 as $$
     select
