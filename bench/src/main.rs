@@ -1,94 +1,105 @@
-//! The figures of speed, measured side by side with what they are compared to, in interleaved rounds on one machine:
-//! absolute times mean nothing on shared machines, ratios do. Prints one table, and writes the same as JSON.
+//! Measures the figures of speed, each beside what it is compared to, in rounds that take turns on one machine: absolute times
+//! mean nothing on shared machines, ratios do. Prints one table and writes the same as JSON.
+//!
+//! - [`figures`]: one file per figure; a new one is a file there and a line in [`figures::ALL`]
+//! - [`rounds`]: cases that take turns, and what is kept of each; [`cpu`]: CPU time of processes
+//! - [`database`], [`pgbench`]: statements; [`bus`]: calls over NATS; [`roles`]: the processes those take
+//! - [`results`]: the table and the JSON
+//!
+//! Nothing is measured unchecked: each run proves that its decisions were allowed and that as many outcomes were counted as
+//! calls were made, or the whole ends in an error.
 
-mod bridge;
+mod bus;
+mod cpu;
+mod database;
 mod figures;
-mod load;
-mod postgres;
+mod pgbench;
+mod results;
+mod roles;
+mod rounds;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use ext_registry_tests::places;
 
-/// Measures the figures and prints them beside their targets.
+use crate::figures::{ALL, Effort};
+
+/// What went wrong, for the one who started the benchmark.
+type Failure = Box<dyn std::error::Error>;
+
+/// Measures the figures of speed and prints them beside their targets.
 #[derive(Parser)]
-#[command(max_term_width = 120)]
+#[command(name = "bench/run", max_term_width = 120, disable_help_subcommand = true)]
 struct Arguments {
-    /// The figures to measure [default: all there are]
-    figures: Vec<u32>,
-    /// Rounds per figure; what is compared takes turns
-    #[arg(long, default_value_t = 7)]
-    rounds: usize,
-    /// Length of a round, in s
-    #[arg(long, default_value_t = 2)]
+    /// The figures to measure, such as 1,3 [default: all there are]
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    figures: Vec<u8>,
+    /// How long one run of one case is measured, after a second to warm up
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Where the JSON goes [default: target/bench.json]
-    #[arg(long)]
+    /// How many rounds; in each, every case has a run [default: 5, figure 10: 7]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    /// Where the JSON goes [default: target/bench/results.json]
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Lists the figures
+    #[arg(long)]
+    list: bool,
     #[command(subcommand)]
-    role: Option<Role>,
+    role: Option<roles::Role>,
 }
 
-/// The processes beside the one that measures.
-#[derive(Subcommand)]
-enum Role {
-    /// A service that answers at once
-    Echo { url: String, subject: String },
-    /// One more request and reply, no logic
-    Relay { url: String, subject: String, to: String },
-    /// Calls a subject for a while and prints what came of it, as JSON
-    Load {
-        url: String,
-        subject: String,
-        in_flight: usize,
-        seconds: f64,
-    },
-}
-
-/// How long and how often.
-#[derive(Clone, Copy)]
-pub struct Effort {
-    pub rounds: usize,
-    pub length: Duration,
-}
-
-fn main() {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime of one thread");
-    match arguments.role {
-        Some(Role::Echo { url, subject }) => runtime.block_on(load::echo(&url, &subject)),
-        Some(Role::Relay { url, subject, to }) => runtime.block_on(load::relay(&url, &subject, &to)),
-        Some(Role::Load {
-            url,
-            subject,
-            in_flight,
-            seconds,
-        }) => {
-            let measured = runtime.block_on(load::calls(&url, &subject, in_flight, Duration::from_secs_f64(seconds)));
-            println!("{}", measured.to_json());
-        }
-        None => {
-            let effort = Effort {
-                rounds: arguments.rounds,
-                length: Duration::from_secs(arguments.seconds),
-            };
-            let wanted = |number: u32| arguments.figures.is_empty() || arguments.figures.contains(&number);
-            let mut figures = Vec::new();
-            if [1, 3, 4].into_iter().any(wanted) {
-                figures.extend(postgres::measure(effort, &wanted));
-            }
-            if [9, 10].into_iter().any(wanted) {
-                figures.extend(bridge::measure(effort, &wanted));
-            }
-            figures::print(&figures);
-            let path = arguments.json.unwrap_or_else(|| places::target().join("bench.json"));
-            std::fs::write(&path, figures::to_json(&figures).to_string()).expect("the JSON can be written");
-            println!("also in {}", path.display());
+    let done = match &arguments.role {
+        Some(role) => role.play(),
+        None => measure(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("bench: {failure}");
+            ExitCode::FAILURE
         }
     }
+}
+
+fn measure(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.list {
+        for figure in ALL {
+            println!("{:>2}  {}", figure.number, figure.title);
+        }
+        return Ok(());
+    }
+    if let Some(unknown) = arguments.figures.iter().find(|n| ALL.iter().all(|f| f.number != **n)) {
+        return Err(format!("there is no figure {unknown} here; --list shows those there are").into());
+    }
+    let effort = Effort {
+        seconds: arguments.seconds,
+        rounds: arguments.rounds.map(usize::from),
+    };
+    let mut lines = Vec::new();
+    for figure in ALL {
+        if arguments.figures.is_empty() || arguments.figures.contains(&figure.number) {
+            eprintln!("figure {}: {}", figure.number, figure.title);
+            lines.extend((figure.measure)(&effort).map_err(|failure| format!("figure {}: {failure}", figure.number))?);
+        }
+    }
+    print!("{}", results::table(&lines));
+    let path = arguments
+        .json
+        .clone()
+        .unwrap_or_else(|| places::target().join("bench/results.json"));
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(
+        &path,
+        serde_json::to_string_pretty(&results::json(&effort, &lines))? + "\n",
+    )?;
+    println!("\nThe same as JSON: {}", path.display());
+    Ok(())
 }

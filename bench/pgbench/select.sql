@@ -1,0 +1,3 @@
+-- A decision, all columns.
+\set id random(1, :extensions)
+select * from ext_select(:id, :context);

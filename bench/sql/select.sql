@@ -1,2 +1,0 @@
-\set e random(:low, :high)
-select * from ext_select(:e, :context);

@@ -1,0 +1,75 @@
+//! The processes beside the one that measures, all of this program: a service, a relay, and somebody who calls.
+
+mod echo;
+pub mod load;
+mod relay;
+
+use async_nats::Client;
+use clap::Subcommand;
+
+use crate::Failure;
+
+/// Where the service listens, followed by the extension's id.
+pub const SERVICE: &str = "bench.service.";
+/// Where the relay listens, followed by an id too.
+pub const RELAY: &str = "bench.relay.";
+
+/// A request of about 300 bytes: what the bridge is asked to invoke, and what the relay hands on.
+pub const REQUEST: &str = r#"{"tenant_id":"t2","trace_id":"0af7651916cd43dd8448eb211c80319c","request_id":"r-0123456789","payload":{"message_id":"m-0123456789","message_type":"chat","payload":"The quick brown fox jumps over the lazy dog, again and again."},"metadata":{"channel":"web","language":"en","session_id":"s-0123456789"}}"#;
+/// What the service answers: a pre-processor's reply.
+pub const REPLY: &str = r#"{"payload":{"message_id":"m-0123456789","message_type":"chat","payload":"the quick brown fox jumps over the lazy dog, again and again."},"metadata":{"normalized":true}}"#;
+
+/// What this process is to be.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Role {
+    /// A service that answers at once
+    #[command(hide = true)]
+    Echo { url: String },
+    /// One more request and reply for each request, and nothing else
+    #[command(hide = true)]
+    Relay { url: String },
+    /// Calls for a while and prints what came of it
+    #[command(hide = true)]
+    Load {
+        url: String,
+        /// Followed by the extension's id
+        subject: String,
+        in_flight: usize,
+        seconds: u64,
+    },
+}
+
+impl Role {
+    pub fn play(&self) -> Result<(), Failure> {
+        // One thread: with more, much of the time is spent on waking each other.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            match self {
+                Self::Echo { url } => echo::run(&connect(url).await?).await,
+                Self::Relay { url } => relay::run(connect(url).await?).await,
+                Self::Load {
+                    url,
+                    subject,
+                    in_flight,
+                    seconds,
+                } => load::run(connect(url).await?, subject, *in_flight, *seconds).await,
+            }
+        })
+    }
+}
+
+async fn connect(url: &str) -> Result<Client, Failure> {
+    Ok(async_nats::ConnectOptions::new()
+        .client_capacity(65_536)
+        .connect(url)
+        .await?)
+}
+
+/// What a process prints when its subscription is known to the server.
+pub const READY: &str = "ready";
+
+async fn say_ready(client: &Client) -> Result<(), Failure> {
+    client.flush().await?;
+    println!("{READY}");
+    Ok(())
+}
