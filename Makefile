@@ -41,7 +41,7 @@ demo: install bridge services ## the same tour, checked step by step; ends by it
 	@scripts/demo.sh
 
 test: setup install bridge services ## every test: core, bridge, and the whole system against real servers
-	$(CARGO) test $(PURE_CRATES)
+	$(CARGO) test --no-fail-fast $(PURE_CRATES)
 
 bench: install bridge services ## the figures of speed, side by side with what they are compared to
 	@bench/run $(BENCH)

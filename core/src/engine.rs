@@ -330,7 +330,8 @@ fn issue(
     }
     let ticket = Table::new(entries, boot).issue(cursor, &call, now_us, |call| release(targets, call));
     if ticket == 0 {
-        release(targets, &call);
+        // A probe keeps its lease: nobody can report it, but no more of them go than are asked for.
+        release(targets, &Call { lease: None, ..call });
     }
     ticket
 }

@@ -29,7 +29,7 @@ impl DocumentError {
         }
     }
 
-    /// What a valid value looks like; may be empty.
+    /// What a valid value looks like.
     pub fn hint(&self) -> &str {
         &self.hint
     }
@@ -73,7 +73,7 @@ impl<'a> Fields<'a> {
             other => Err(DocumentError::new(
                 path,
                 format!("must be an object, not {}", show(other)),
-                "",
+                "Write a JSON object, such as {\"id\": \"normalize_text\"}.",
             )),
         }
     }
@@ -100,12 +100,13 @@ impl<'a> Fields<'a> {
 
     /// The error for a value that is not what it should be.
     pub(crate) fn wrong(&self, key: &str, value: &Json, wanted: &str) -> DocumentError {
-        DocumentError::new(&self.at(key), format!("must be {wanted}, not {}", show(value)), "")
+        let message = format!("must be {wanted}, not {}", show(value));
+        DocumentError::new(&self.at(key), message, &format!("Write {wanted} for {key}."))
     }
 
     /// The error for a key that must be there.
     pub(crate) fn missing(&self, key: &str) -> DocumentError {
-        DocumentError::new(&self.at(key), "is required".to_owned(), "")
+        DocumentError::new(&self.at(key), "is required".to_owned(), &format!("Add the key {key}."))
     }
 
     /// A string.

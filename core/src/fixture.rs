@@ -437,7 +437,7 @@ fn unique<'a>(list: &str, key: &str, names: impl Iterator<Item = &'a str>) -> Re
             return Err(DocumentError::new(
                 &format!("{list}[{i}].{key}"),
                 format!("\"{name}\" is there twice"),
-                "",
+                "Keep one of the two.",
             ));
         }
     }

@@ -197,7 +197,7 @@ impl PolicyDocument {
                 return Err(PolicyError::new(
                     &format!("providers[{i}].name"),
                     format!("\"{name}\" is there twice"),
-                    "",
+                    "Keep one of the two.",
                 ));
             }
         }

@@ -47,6 +47,11 @@ pub fn to_wall_us(registry_us: u64) -> u64 {
     }
 }
 
+/// The wall time at which a minute of registry time began, to the nearest whole minute: the key of its metrics.
+pub fn wall_minute_us(minute: u64) -> u64 {
+    (to_wall_us(minute * 60_000_000) + 30_000_000) / 60_000_000 * 60_000_000
+}
+
 /// Microseconds between the Unix epoch and that of Postgres, 2000-01-01.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 

@@ -109,9 +109,11 @@ impl Image {
         // SAFETY: a global of this process.
         let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
         let (versions, instances) = (compiled.targets.len(), compiled.instances.len());
+        let registry = tables.registry();
         let key = |kind, name| {
             Identity {
                 database,
+                registry,
                 uid: compiled.uid,
                 kind,
                 name,
@@ -191,6 +193,7 @@ impl Image {
         };
         Identity {
             database: self.database,
+            registry: self.tables.registry(),
             uid: self.compiled.uid,
             kind,
             name,

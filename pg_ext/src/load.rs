@@ -176,6 +176,11 @@ impl Tables {
         .any(|table| table.oid == relation || table.index == relation)
     }
 
+    /// What tells this registry from one that was dropped: the oid of its table `extensions`.
+    pub fn registry(&self) -> u32 {
+        self.extensions.oid.to_u32()
+    }
+
     fn is_same(&self, other: &Self) -> bool {
         self.extensions.oid == other.extensions.oid && self.namespace == other.namespace
     }

@@ -37,7 +37,7 @@ impl Saved {
         };
         let now = minute(clock::now_us());
         for minute in now.saturating_sub(SUB_WINDOWS as u64 - 1)..=now {
-            let at = clock::to_timestamp(clock::to_wall_us(minute * 60_000_000).next_multiple_of(60_000_000));
+            let at = clock::to_timestamp(clock::wall_minute_us(minute));
             let key = [
                 Key::Timestamp(at),
                 Key::Text(extension_id),

@@ -3,7 +3,7 @@
 //! One block, made at server start and sized by two settings: a head, a ring of breaker transitions, a table of targets, and the table of calls
 //! under way. Everything in it is atomics, and all zero bytes are a valid start, so a reference into it is sound in every process.
 //!
-//! **Targets.** A target is found by its key, a hash of (database, extension uid, kind, name); the extension's uid survives a rename and is new
+//! **Targets.** A target is found by its key, a hash of (database, registry, extension uid, kind, name); the extension's uid survives a rename and is new
 //! for an id that was deleted and created again. Places are given out and freed under one lock ([`claim`], [`release_if`]); whoever uses a place
 //! *pins* it by counting itself as a call under way and then checks the key ([`Table::pin`]), and a place with a pin is never given to another
 //! target. Sessions remember places, so a call looks nothing up.
@@ -145,7 +145,10 @@ pub struct Moved {
 pub struct Slot {
     key: AtomicU64,
     uid: AtomicU64,
+    /// When it was given out, registry time.
+    claimed_us: AtomicU64,
     database: AtomicU32,
+    registry: AtomicU32,
     kind: AtomicU32,
     name_length: AtomicU32,
     /// Hash of what the worker last wrote down.
@@ -169,6 +172,16 @@ impl Slot {
     /// The database of its target.
     pub fn database(&self) -> u32 {
         self.database.load(Relaxed)
+    }
+
+    /// The registry of its target: the oid of its table `extensions`.
+    pub fn registry(&self) -> u32 {
+        self.registry.load(Relaxed)
+    }
+
+    /// When it last saw an outcome, or was given out.
+    pub fn touched_us(&self) -> u64 {
+        self.target.updated_us().unwrap_or(0).max(self.claimed_us.load(Relaxed))
     }
 
     /// The extension of its target.
@@ -342,6 +355,8 @@ impl Drop for Held {
 #[derive(Clone, Copy)]
 pub struct Identity<'a> {
     pub database: u32,
+    /// The oid of the table `extensions`: a registry that is dropped and created again starts afresh.
+    pub registry: u32,
     pub uid: u64,
     pub kind: u32,
     pub name: &'a str,
@@ -352,6 +367,7 @@ impl Identity<'_> {
     pub fn key(&self) -> u64 {
         let mut hasher = Xxh3::new();
         hasher.update(&self.database.to_le_bytes());
+        hasher.update(&self.registry.to_le_bytes());
         hasher.update(&self.uid.to_le_bytes());
         hasher.update(&self.kind.to_le_bytes());
         hasher.update(self.name.as_bytes());
@@ -408,6 +424,8 @@ impl Shared {
         slot.clear();
         slot.uid.store(identity.uid, Relaxed);
         slot.database.store(identity.database, Relaxed);
+        slot.registry.store(identity.registry, Relaxed);
+        slot.claimed_us.store(now_us, Relaxed);
         slot.kind.store(identity.kind, Relaxed);
         slot.set_name(identity.name);
         restore(&slot.target);
@@ -419,13 +437,13 @@ impl Shared {
     /// Takes a place from a target that is closed, idle and written down. Leaves it reserved.
     fn evict(&self, place: u32, now_us: u64) -> bool {
         let slot = &self.slots[place as usize];
-        let idle_us = slot.target.updated_us().unwrap_or(0);
+        let seen_us = slot.target.updated_us().unwrap_or(0);
         let flushed_us = self
             .database(slot.database())
             .map_or(0, |database| database.flushed_us.load(Relaxed));
         let dispensable = slot.target.breaker.state() == State::Closed
-            && idle_us + 10_000_000 < now_us
-            && (idle_us == 0 || idle_us < flushed_us);
+            && slot.touched_us() + 10_000_000 < now_us
+            && (seen_us == 0 || seen_us < flushed_us);
         dispensable && self.reserve(slot)
     }
 

@@ -265,7 +265,7 @@ crate::pg_function! {
         // SAFETY: a global of this process.
         let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
         let mut recent = Recent::default();
-        for slot in shared.slots.iter().filter(|slot| slot.is_used() && slot.kind() == shmem::VERSION && slot.database() == database) {
+        for slot in shared.slots.iter().filter(|slot| slot.is_used() && slot.kind() == shmem::VERSION && slot.database() == database && slot.registry() == tables.registry()) {
             if uids.contains(&slot.uid()) {
                 recent.add(&slot.target, now_us);
             }

@@ -119,7 +119,8 @@ fn issue(image: &Image, decision: &Decision, pins: &Pins<'_>, shared: &Shared, n
     session::with(|session| session.cursor = cursor);
     if ticket == 0 {
         shared.head.ticketless.fetch_add(1, Relaxed);
-        report::release(shared, &call);
+        // A probe keeps its lease: nobody can report it, but no more of them go than are asked for.
+        report::release(shared, &Call { lease: None, ..call });
     }
     ticket
 }

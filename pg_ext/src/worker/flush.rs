@@ -14,12 +14,14 @@ use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::spi::{self, Spi, SpiClient};
 use pgrx::{PgOid, Uuid, pg_sys};
 
-use crate::shmem::{Database, Moved, Shared, VERSION};
+use crate::shmem::{Database, Moved, Shared, Slot, VERSION};
 use crate::{clock, guc};
 
 /// The state of writing down, of one database.
 pub struct Flusher {
     database: u32,
+    /// The oid of the table `extensions`.
+    registry: u32,
     schema: String,
     /// By key of the target: the last minute whose metrics are written for good.
     minutes: HashMap<u64, u64>,
@@ -45,21 +47,23 @@ struct Batches {
 impl Flusher {
     /// Looks for the extension in this database.
     pub fn new(database: u32) -> Option<Self> {
-        let schema = BackgroundWorker::transaction(|| {
-            // Nothing of a worker waits for a synchronous standby.
-            let _ = Spi::run("set synchronous_commit = local");
-            let _ = Spi::run("set search_path = pg_catalog");
-            let found = Spi::get_one::<String>(
-                "select pg_catalog.quote_ident(n.nspname) from pg_catalog.pg_extension e \
-                 join pg_catalog.pg_namespace n on n.oid = e.extnamespace where e.extname = 'ext_registry'",
-            );
-            found.ok().flatten()
-        })?;
+        let (schema, registry) = find()?;
         Some(Self {
             database,
+            registry,
             schema,
             minutes: HashMap::new(),
         })
+    }
+
+    /// Looks again: the extension may have been dropped, and created again elsewhere. Returns whether it is there.
+    pub fn look_again(&mut self) -> bool {
+        let Some((schema, registry)) = find() else { return false };
+        if registry != self.registry {
+            self.minutes.clear();
+        }
+        (self.schema, self.registry) = (schema, registry);
+        true
     }
 
     fn sql(&self, statement: &str) -> String {
@@ -76,7 +80,7 @@ impl Flusher {
             .into_iter()
             .filter_map(|moved| {
                 let slot = &shared.slots[moved.place as usize];
-                let known = slot.key() == moved.key && slot.database() == self.database;
+                let known = slot.key() == moved.key && self.owns(slot);
                 known.then(|| (moved, slot.uid(), slot.name()))
             })
             .collect();
@@ -140,11 +144,11 @@ impl Flusher {
     /// Writes counts, breaker states, minute metrics and batch numbers down.
     pub fn counts(&mut self, shared: &Shared, database: &Database, now_us: u64) {
         let (copies, batches) = shared.copying(|| {
-            let changed = shared.slots.iter().enumerate().filter(|(_, slot)| {
-                slot.is_used()
-                    && slot.database() == self.database
-                    && slot.target.fingerprint() != slot.written.load(Relaxed)
-            });
+            let changed = shared
+                .slots
+                .iter()
+                .enumerate()
+                .filter(|(_, slot)| self.owns(slot) && slot.target.fingerprint() != slot.written.load(Relaxed));
             let copies: Vec<(usize, u64, Copied)> = changed
                 .filter_map(|(place, slot)| {
                     let print = slot.target.fingerprint();
@@ -206,27 +210,22 @@ impl Flusher {
         database.flushed_us.store(now_us, Relaxed);
     }
 
-    /// Frees the places of what is gone and deletes what is too old. Returns whether the extension is still there.
-    pub fn housekeeping(&mut self, shared: &Shared) -> bool {
+    /// Whether a place holds a target of this registry.
+    fn owns(&self, slot: &Slot) -> bool {
+        slot.is_used() && slot.database() == self.database && slot.registry() == self.registry
+    }
+
+    /// Frees all places of this database: the extension is gone.
+    pub fn leave(&self, shared: &Shared) {
+        shared.release_if(|slot| slot.database() == self.database);
+    }
+
+    /// Frees the places of what is gone and deletes what is too old.
+    pub fn housekeeping(&mut self, shared: &Shared) {
         let uids = self.sql("select uid from @schema@.extensions");
         let clean = self.sql(include_str!("housekeeping.sql"));
-        let there = transaction(|client| {
-            Ok(!client
-                .select(
-                    "select 1 from pg_catalog.pg_extension where extname = 'ext_registry'",
-                    Some(1),
-                    &[],
-                )?
-                .is_empty())
-        });
-        match there {
-            Some(true) => {}
-            Some(false) => {
-                shared.release_if(|slot| slot.database() == self.database);
-                return false;
-            }
-            None => return true,
-        }
+        // What was given out before the list was read and is not on it may be of a transaction that has not committed yet.
+        let old_us = clock::now_us().saturating_sub(60_000_000);
         let known = transaction(|client| {
             let mut known = HashSet::new();
             for row in client.select(&uids, None, &[])? {
@@ -237,17 +236,30 @@ impl Flusher {
             Ok(known)
         });
         if let Some(known) = known {
-            let old_us = clock::now_us().saturating_sub(60_000_000);
-            // A place that is new may be of a transaction that has not committed yet.
             shared.release_if(|slot| {
                 slot.database() == self.database
-                    && !known.contains(&slot.uid())
-                    && slot.target.updated_us().unwrap_or(0) < old_us
+                    && slot.touched_us() < old_us
+                    && (slot.registry() != self.registry || !known.contains(&slot.uid()))
             });
             self.minutes.retain(|key, _| shared.find(*key).is_some());
         }
-        true
     }
+}
+
+/// The schema of the extension in this database, and the oid of its table `extensions`.
+fn find() -> Option<(String, u32)> {
+    BackgroundWorker::transaction(|| {
+        // Nothing of a worker waits for a synchronous standby, and nothing depends on a search_path.
+        Spi::run("set synchronous_commit = local; set search_path = pg_catalog").ok()?;
+        let row = Spi::get_two::<String, pg_sys::Oid>(
+            "select pg_catalog.quote_ident(n.nspname), c.oid from pg_catalog.pg_extension e \
+             join pg_catalog.pg_namespace n on n.oid = e.extnamespace \
+             join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = 'extensions' \
+             where e.extname = 'ext_registry'",
+        );
+        let (schema, registry) = row.ok()?;
+        Some((schema?, registry?.to_u32()))
+    })
 }
 
 /// Copies what is to be written of a place. Nothing in here calls Postgres.
@@ -308,8 +320,7 @@ fn write_metrics(client: &mut SpiClient<'_>, sql: &str, rows: &[&Copied]) -> spi
             kinds.push(row.kind as i16);
             names.push(row.name.clone());
             // Minutes are those of the wall clock, however far it has moved.
-            let wall_us = (clock::to_wall_us(minute * 60_000_000) + 30_000_000) / 60_000_000 * 60_000_000;
-            minutes.push(timestamp(wall_us));
+            minutes.push(timestamp(clock::wall_minute_us(*minute)));
             latencies.push(Hdr::from_snapshot(snapshot).to_text());
             for (column, count) in outcomes.iter_mut().zip(snapshot.outcomes) {
                 column.push(count as i64);

@@ -102,16 +102,19 @@ fn run(shared: &Shared, database: &Database, flusher: &mut Flusher) {
             .sweep(now_us, KEEP_LAPSED_US, |call| release(shared, call));
         // SAFETY: reads the server's state.
         if !unsafe { pg_sys::RecoveryInProgress() } {
+            let due = database.flushed_us.load(Relaxed) + interval_us <= now_us;
+            if due && !flusher.look_again() {
+                flusher.leave(shared);
+                retire(database);
+                return;
+            }
             flusher.events(shared, database);
-            if database.flushed_us.load(Relaxed) + interval_us <= now_us {
+            if due {
                 flusher.counts(shared, database, now_us);
             }
             if housekept_us + HOUSEKEEPING_US <= now_us {
                 housekept_us = now_us;
-                if !flusher.housekeeping(shared) {
-                    retire(database);
-                    return;
-                }
+                flusher.housekeeping(shared);
             }
         }
         let next_us = (database.flushed_us.load(Relaxed) + interval_us)
