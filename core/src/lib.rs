@@ -28,6 +28,7 @@ pub mod outcome;
 pub mod policy;
 pub mod rendezvous;
 pub mod rules;
+pub mod scalars;
 pub mod target;
 pub mod tickets;
 pub mod window;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::context::Value;
 use crate::decimal::Decimal;
-use crate::rules::{RuleError, Scalars, brief, decimal};
+use crate::scalars::{RuleError, Scalars, brief, decimal};
 
 /// Largest compiled program of one regular expression, in bytes.
 const REGEX_SIZE_LIMIT: usize = 256 * 1024;

@@ -3,9 +3,7 @@
 //! It is the monotonic clock plus an offset fixed when shared memory was made, so that stepping the wall clock moves no breaker and no window.
 //! What people see is corrected by how far the wall clock has moved since: see [`to_wall_us`].
 
-use std::sync::atomic::Ordering::Relaxed;
-
-use crate::shmem;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 fn read(clock: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -23,14 +21,22 @@ fn monotonic_us() -> u64 {
     read(libc::CLOCK_MONOTONIC)
 }
 
-/// The difference between the two clocks now; stored once as the anchor of registry time.
-pub fn anchor_us() -> u64 {
+/// Registry time minus the monotonic clock: the same in every process, kept in shared memory and handed down by fork.
+static ANCHOR_US: AtomicU64 = AtomicU64::new(0);
+
+/// The difference between the two clocks now: the anchor of registry time where there is none yet.
+pub fn new_anchor_us() -> u64 {
     wall_us() - monotonic_us()
+}
+
+/// Sets the anchor of this process and of those it forks.
+pub fn set_anchor(anchor_us: u64) {
+    ANCHOR_US.store(anchor_us, Relaxed);
 }
 
 /// Registry time, to the millisecond or so: reading the coarse clock costs 4 ns, the exact one 32.
 pub fn now_us() -> u64 {
-    read(libc::CLOCK_MONOTONIC_COARSE) + shmem::get().head.anchor_us.load(Relaxed)
+    read(libc::CLOCK_MONOTONIC_COARSE) + ANCHOR_US.load(Relaxed)
 }
 
 /// How far the wall clock may be from registry time before what people see is corrected: below it lies the jitter of reading two clocks, and
@@ -39,7 +45,7 @@ const TOLERANCE_US: i64 = 250_000;
 
 /// A registry time as the wall clock of now would have shown it.
 pub fn to_wall_us(registry_us: u64) -> u64 {
-    let drift = wall_us() as i64 - (monotonic_us() + shmem::get().head.anchor_us.load(Relaxed)) as i64;
+    let drift = wall_us() as i64 - (monotonic_us() + ANCHOR_US.load(Relaxed)) as i64;
     if drift.abs() < TOLERANCE_US {
         registry_us
     } else {

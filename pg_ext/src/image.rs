@@ -7,17 +7,17 @@ use std::sync::atomic::Ordering::Relaxed;
 use ext_registry_core::breaker::{Mode, SharedSettings, State, Transition, View};
 use ext_registry_core::compile::Compiled;
 use ext_registry_core::decide::Live;
-use ext_registry_core::ident::check_id;
+use ext_registry_core::model::ExtensionRow;
 use ext_registry_core::target::Target;
 use ext_registry_core::window::Tally;
 use pgrx::pg_sys;
 use smallvec::SmallVec;
 
-use crate::load::{self, Tables};
+use crate::clock;
+use crate::load::{Extras, Tables};
 use crate::persist::Saved;
-use crate::session::{self, Known, SmallMap};
-use crate::shmem::{self, INSTANCE, Identity, Shared, Slot, VERSION};
-use crate::{clock, errors, invalidate};
+use crate::shmem::{INSTANCE, Identity, Shared, Slot, VERSION};
+use crate::small_map::SmallMap;
 
 /// Not looked up yet.
 const UNKNOWN: u32 = u32::MAX;
@@ -47,64 +47,9 @@ pub struct Image {
     bytes: usize,
 }
 
-/// The image of an extension; `None` if it is not registered. Accepts what other sessions have committed first.
-pub fn get(function: pg_sys::Oid, id: &str) -> Option<Rc<Image>> {
-    invalidate::accept();
-    let tag = session::tag_of(id);
-    match session::with(|session| session.known(tag, id)) {
-        Known::Image(image) => return Some(image),
-        Known::Unknown => return None,
-        Known::Stale => {}
-    }
-    // Names that cannot be registered, however long, are not remembered.
-    if check_id("extension_id", id).is_err() {
-        return None;
-    }
-    let tables = load::tables(function);
-    // The tables may have been asked for only because one of them was vacuumed.
-    match session::with(|session| session.known(tag, id)) {
-        Known::Image(image) => return Some(image),
-        Known::Unknown => return None,
-        Known::Stale => {}
-    }
-    announce();
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        session::with(|session| session.begin_load(tag));
-        let image = load::extension(&tables, id).map(|(row, extras)| Rc::new(Image::new(row, &extras, &tables)));
-        // SAFETY: reads transaction state.
-        let own = unsafe { pg_sys::GetTopTransactionIdIfAny() }.into_inner() != 0;
-        // A message that came meanwhile makes it load again; an image that is stored stale is loaded anew by the next decision.
-        let clean = session::with(|session| {
-            let clean = session.load_is_clean();
-            if clean || attempts == 3 {
-                session.store(tag, id, image.clone(), own);
-            }
-            clean
-        });
-        if clean || attempts == 3 {
-            if let Some(image) = &image {
-                for warning in &image.compiled.warnings {
-                    errors::warn(
-                        warning.clone(),
-                        "Correct the row; see extension_versions.routing_rules.",
-                    );
-                }
-            }
-            return image;
-        }
-    }
-}
-
-/// Tells the launcher that this database needs a worker.
-pub fn announce() {
-    // SAFETY: a global of this process.
-    shmem::get().announce(unsafe { pg_sys::MyDatabaseId }.to_u32(), true);
-}
-
 impl Image {
-    fn new(row: ext_registry_core::model::ExtensionRow, extras: &load::Extras, tables: &Rc<Tables>) -> Self {
+    /// Compiles an extension and works out the keys of its targets.
+    pub fn new(row: ExtensionRow, extras: &Extras, tables: &Rc<Tables>) -> Self {
         let compiled = Compiled::new(row);
         // SAFETY: a global of this process.
         let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
@@ -154,7 +99,7 @@ impl Image {
             own_settings: extras.own_settings,
             ask_again_us: Cell::new(0),
             templates: RefCell::default(),
-            bytes: session::size_of_compiled(&compiled) + 32 * (versions + instances),
+            bytes: size_of_compiled(&compiled) + 32 * (versions + instances),
             compiled,
         }
     }
@@ -357,4 +302,19 @@ impl Drop for Pins<'_> {
         // After an error in the middle of a decision.
         self.keep(None);
     }
+}
+
+/// A rough size of a compiled extension in memory.
+fn size_of_compiled(compiled: &Compiled) -> usize {
+    let versions: usize = compiled
+        .versions
+        .iter()
+        .map(|v| 400 + v.config.len() + v.subject.len() + 4 * v.pool.members.len() * 3)
+        .sum();
+    let instances: usize = compiled
+        .instances
+        .iter()
+        .map(|i| 64 + i.subject.len() + i.id.len())
+        .sum();
+    size_of::<Compiled>() + versions + instances
 }

@@ -19,9 +19,8 @@ use pgrx::pg_sys;
 
 use crate::datum::Args;
 use crate::session;
+use crate::tags::{EVERYTHING, tag_of};
 
-/// The tag that marks every extension.
-pub const EVERYTHING: u32 = 0x8000_0000;
 /// Ids of one command that get a message each.
 const MESSAGES_PER_COMMAND: u32 = 256;
 
@@ -131,7 +130,7 @@ fn send_for(id: &str) {
         sent.count += 1;
         sent.count > MESSAGES_PER_COMMAND
     };
-    send(if many { EVERYTHING } else { session::tag_of(id) });
+    send(if many { EVERYTHING } else { tag_of(id) });
 }
 
 /// Columns whose change alone is no change of the registry.

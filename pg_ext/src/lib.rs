@@ -3,7 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`shmem`] | live state in shared memory: targets, calls under way, transitions, bridges' batches |
-//! | [`session`] | what one session remembers: compiled extensions, row types, random numbers |
+//! | [`registry`], [`session`] | what one session knows of the registry, and remembers |
 //! | [`invalidate`] | how a session learns that the registry changed |
 //! | [`load`], [`image`] | from rows to a compiled extension with its places in shared memory |
 //! | [`jsonb`], [`datum`], [`tuple`] | raw Postgres values, read and written without copies where calls pass |
@@ -24,9 +24,12 @@ mod invalidate;
 mod jsonb;
 mod load;
 mod persist;
+mod registry;
 mod session;
 mod shmem;
+mod small_map;
 mod surface;
+mod tags;
 mod tuple;
 mod worker;
 

@@ -5,7 +5,6 @@
 //! It needs no plan, no rights, no row security and no search_path, and works in parallel workers. One extension costs about 10 us.
 
 use std::ffi::{CStr, CString};
-use std::rc::Rc;
 
 use ext_registry_core::breaker::{Mode, Settings};
 use ext_registry_core::context::Context;
@@ -145,7 +144,7 @@ impl Table {
 
 impl Tables {
     /// Finds the tables in the schema of the extension.
-    fn resolve(namespace: pg_sys::Oid) -> Option<Self> {
+    pub fn resolve(namespace: pg_sys::Oid) -> Option<Self> {
         let table = |name, columns| Table::resolve(namespace, name, columns);
         Some(Self {
             namespace,
@@ -181,39 +180,10 @@ impl Tables {
         self.extensions.oid.to_u32()
     }
 
-    fn is_same(&self, other: &Self) -> bool {
+    /// Whether these are the tables of the same registry.
+    pub fn is_same(&self, other: &Self) -> bool {
         self.extensions.oid == other.extensions.oid && self.namespace == other.namespace
     }
-}
-
-/// The tables of the registry whose function is called; looked up once, and again after a message about one of them.
-pub fn tables(function: pg_sys::Oid) -> Rc<Tables> {
-    if let Some(tables) = crate::session::with(|session| session.tables.clone()) {
-        return tables;
-    }
-    // SAFETY: looks a function up in the catalog.
-    let namespace = unsafe { pg_sys::get_func_namespace(function) };
-    tables_in(namespace).unwrap_or_else(|| {
-        crate::errors::raise(
-            crate::errors::OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "the tables of ext_registry are not where its functions are",
-            "Run ALTER EXTENSION ext_registry UPDATE, or create the extension anew.",
-        )
-    })
-}
-
-/// The tables of the registry in a schema.
-pub fn tables_in(namespace: pg_sys::Oid) -> Option<Rc<Tables>> {
-    let tables = Rc::new(Tables::resolve(namespace)?);
-    crate::session::with(|session| {
-        // After DROP and CREATE EXTENSION in one session nothing remembered is right.
-        if session.last_tables.as_ref().is_some_and(|last| !last.is_same(&tables)) {
-            session.mark_all();
-        }
-        session.last_tables = Some(Rc::clone(&tables));
-        session.tables = Some(Rc::clone(&tables));
-    });
-    Some(tables)
 }
 
 /// One column of a scan's key.

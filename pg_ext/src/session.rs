@@ -4,14 +4,11 @@
 //! code that does not call Postgres; images are handed out as `Rc` and outlive their entry.
 
 use std::cell::UnsafeCell;
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
-
-use ext_registry_core::compile::Compiled;
 
 use crate::image::Image;
 use crate::load::Tables;
+use crate::small_map::SmallMap;
 use crate::tuple::RowType;
 
 /// Compiled extensions are dropped, all of them, when they take more than this.
@@ -52,33 +49,6 @@ struct Bucket {
     images: Vec<(Box<str>, Option<Rc<Image>>)>,
 }
 
-/// A hasher for keys that are small numbers or hashes already: a multiplication spreads them over the high bits too.
-#[derive(Default)]
-pub struct SmallHasher(u64);
-
-impl Hasher for SmallHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        self.write_u64(u64::from(number));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = (self.0.rotate_left(29) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
-/// A map by such keys.
-pub type SmallMap<K, V> = HashMap<K, V, BuildHasherDefault<SmallHasher>>;
-
 struct SessionCell(UnsafeCell<Option<Session>>);
 // SAFETY: Postgres processes have one thread.
 unsafe impl Sync for SessionCell {}
@@ -89,14 +59,6 @@ pub fn with<T>(use_it: impl FnOnce(&mut Session) -> T) -> T {
     // SAFETY: one thread, and no closure passed here calls Postgres (or `with`), so there is one borrow at a time.
     let session = unsafe { &mut *SESSION.0.get() };
     use_it(session.get_or_insert_with(Session::default))
-}
-
-/// The tag of an extension: what its relcache messages name. See [`crate::invalidate`].
-pub fn tag_of(id: &str) -> u32 {
-    match xxhash_rust::xxh3::xxh3_64(id.as_bytes()) as u32 | 0x8000_0000 {
-        crate::invalidate::EVERYTHING => 0x8000_0001,
-        tag => tag,
-    }
 }
 
 /// What the session knows of an id.
@@ -205,19 +167,4 @@ impl Session {
         self.random = x;
         x.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
-}
-
-/// A rough size of a compiled extension in memory.
-pub fn size_of_compiled(compiled: &Compiled) -> usize {
-    let versions: usize = compiled
-        .versions
-        .iter()
-        .map(|v| 400 + v.config.len() + v.subject.len() + 4 * v.pool.members.len() * 3)
-        .sum();
-    let instances: usize = compiled
-        .instances
-        .iter()
-        .map(|i| 64 + i.subject.len() + i.id.len())
-        .sum();
-    size_of::<Compiled>() + versions + instances
 }

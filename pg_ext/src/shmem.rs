@@ -316,10 +316,11 @@ unsafe extern "C-unwind" fn startup() {
         let slots = std::slice::from_raw_parts(take(targets * size_of::<Slot>()).cast(), targets);
         let entries = std::slice::from_raw_parts(take(entries * size_of::<Entry>()).cast(), entries);
         if !found {
-            head.anchor_us.store(clock::anchor_us(), Relaxed);
+            head.anchor_us.store(clock::new_anchor_us(), Relaxed);
             // Two starts within a millisecond are not to be had; the tickets of the last 32768 starts differ.
             head.boot.store(clock::wall_us() / 1000, Relaxed);
         }
+        clock::set_anchor(head.anchor_us.load(Relaxed));
         let tranche = pg_sys::GetNamedLWLockTranche(c"ext_registry".as_ptr());
         let locks = [&raw mut (*tranche).lock, &raw mut (*tranche.add(1)).lock];
         *SHARED.0.get() = Some(Shared {

@@ -17,35 +17,6 @@ pub struct RowType {
     pub id: u32,
 }
 
-/// The row type of the function called, looked up once a session.
-pub fn row_type(args: Args) -> Rc<RowType> {
-    let function = args.function().to_u32();
-    if let Some(known) = crate::session::with(|session| session.row_types.get(&function).cloned()) {
-        return known;
-    }
-    // SAFETY: get_call_result_type fills the descriptor of the declared row type; the copy lives as long as the session.
-    let found = unsafe {
-        let mut descriptor = std::ptr::null_mut();
-        let class = pg_sys::get_call_result_type(args.0, std::ptr::null_mut(), &mut descriptor);
-        if class != pg_sys::TypeFuncClass::TYPEFUNC_COMPOSITE || descriptor.is_null() {
-            crate::errors::raise(
-                crate::errors::OBJECT_NOT_IN_PREREQUISITE_STATE,
-                "a function of ext_registry that returns rows is called where it cannot",
-                "Call it in FROM, or declare it as the extension's install script does.",
-            );
-        }
-        let before = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
-        let copy = pg_sys::CreateTupleDescCopy(descriptor);
-        pg_sys::MemoryContextSwitchTo(before);
-        Rc::new(RowType {
-            descriptor: pg_sys::BlessTupleDesc(copy),
-            id: function,
-        })
-    };
-    crate::session::with(|session| session.row_types.insert(function, Rc::clone(&found)));
-    found
-}
-
 /// One value of a row.
 pub type Value = Option<pg_sys::Datum>;
 
@@ -126,8 +97,7 @@ pub struct Rows {
 
 impl Rows {
     /// Tells Postgres that the result comes as a whole.
-    pub fn new(args: Args) -> Self {
-        let row_type = row_type(args);
+    pub fn new(args: Args, row_type: Rc<RowType>) -> Self {
         // SAFETY: as src/backend/utils/fmgr/README asks of a function that returns a set by materialization.
         unsafe {
             let info = (*args.0).resultinfo.cast::<pg_sys::ReturnSetInfo>();

@@ -5,8 +5,8 @@ use ext_registry_core::decide::{Explainer, Finding, Request, decide};
 use pgrx::IntoDatum;
 
 use super::select::{Facts, facts};
-use crate::image::{self, Image, Pins};
-use crate::{clock, session, shmem, tuple};
+use crate::image::{Image, Pins};
+use crate::{clock, registry, session, shmem, tuple};
 
 fn findings<C: Context>(image: &Image, context: &C) -> Vec<Finding> {
     let random = session::with(session::Session::random);
@@ -31,14 +31,14 @@ crate::pg_function! {
     ext_explain, pg_finfo_ext_explain, |args| {
         let id = args.text(0).unwrap_or_default();
         let facts = facts(args.datum(1));
-        let findings = match image::get(args.function(), &id) {
+        let findings = match registry::get(args.function(), &id) {
             None => vec![Finding { stage: "lookup", candidate: id.clone().into_owned(), verdict: "refused", detail: "extension_not_found".to_owned() }],
             Some(image) => match &facts {
                 Facts::None => findings(&image, &Empty),
                 Facts::Object(object) => findings(&image, object),
             },
         };
-        let rows = tuple::Rows::new(args);
+        let rows = tuple::Rows::new(args, registry::row_type(args));
         for (step, finding) in findings.into_iter().enumerate() {
             rows.push(&[
                 (step as i32 + 1).into_datum(),

@@ -10,9 +10,9 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::{IntoDatum, pg_sys};
 
 use crate::datum::{Args, nullable};
-use crate::image::{self, Image};
+use crate::image::Image;
 use crate::tuple::{self, Value};
-use crate::{clock, load, shmem};
+use crate::{clock, load, registry, shmem};
 
 fn timestamp(registry_us: Option<u64>) -> Value {
     let at = registry_us.map(|us| clock::to_timestamp(clock::to_wall_us(us)))?;
@@ -84,7 +84,7 @@ impl Recent {
 }
 
 fn image(args: Args) -> Option<Rc<Image>> {
-    image::get(args.function(), &args.text(0)?)
+    registry::get(args.function(), &args.text(0)?)
 }
 
 crate::pg_function! {
@@ -132,7 +132,7 @@ crate::pg_function! {
         open.sort_unstable_by(|a, b| ext_registry_core::natural::compare(a, b));
         let [avg, p50, p95, p99] = recent.percentiles();
         let samples = recent.latency.total();
-        tuple::to_datum(&tuple::row_type(args), &[
+        tuple::to_datum(&registry::row_type(args), &[
             timestamp(last_success),
             timestamp(last_failure),
             big(successes),
@@ -176,7 +176,7 @@ fn rank(state: State) -> u8 {
 crate::pg_function! {
     /// `_ext_live_versions(id)`.
     _ext_live_versions, pg_finfo__ext_live_versions, |args| {
-        let rows = tuple::Rows::new(args);
+        let rows = tuple::Rows::new(args, registry::row_type(args));
         let Some(image) = image(args) else { return rows.finish(args) };
         let (shared, now_us, compiled) = (shmem::get(), clock::now_us(), &image.compiled);
         for (number, name) in compiled.targets.iter().enumerate() {
@@ -216,7 +216,7 @@ crate::pg_function! {
 crate::pg_function! {
     /// `_ext_live_instances(id)`.
     _ext_live_instances, pg_finfo__ext_live_instances, |args| {
-        let rows = tuple::Rows::new(args);
+        let rows = tuple::Rows::new(args, registry::row_type(args));
         let Some(image) = image(args) else { return rows.finish(args) };
         let (shared, now_us, compiled) = (shmem::get(), clock::now_us(), &image.compiled);
         for (place, instance) in compiled.instances.iter().enumerate() {
@@ -259,7 +259,7 @@ crate::pg_function! {
 crate::pg_function! {
     /// `_ext_merged_latency()`: the histograms of all extensions merged.
     _ext_merged_latency, pg_finfo__ext_merged_latency, |args| {
-        let tables = load::tables(args.function());
+        let tables = registry::tables(args.function());
         let (shared, now_us) = (shmem::get(), clock::now_us());
         let uids: std::collections::HashSet<u64> = load::ids(&tables).into_iter().map(|(_, uid)| uid).collect();
         // SAFETY: a global of this process.
@@ -271,6 +271,6 @@ crate::pg_function! {
             }
         }
         let [avg, p50, p95, p99] = recent.percentiles();
-        tuple::to_datum(&tuple::row_type(args), &[big(recent.latency.total()), avg, p50, p95, p99])
+        tuple::to_datum(&registry::row_type(args), &[big(recent.latency.total()), avg, p50, p95, p99])
     }
 }

@@ -10,9 +10,9 @@ use ext_registry_core::tickets::Call;
 use pgrx::{IntoDatum, pg_sys};
 
 use crate::datum::{self, Args, Element, elements};
-use crate::image::{self, Pins};
+use crate::image::Pins;
 use crate::shmem::{self, Shared};
-use crate::{clock, errors, load, persist, session, tuple};
+use crate::{clock, errors, persist, registry, session, tuple};
 
 /// Counts this session among those that may still report when the server stops: the worker waits for them with its last flush.
 pub fn attach(shared: &Shared) {
@@ -119,7 +119,7 @@ crate::pg_function! {
             retries: retries(args.get(5)),
         };
         let id = args.text(0).unwrap_or_default();
-        let Some(image) = image::get(args.function(), &id) else { errors::unknown_extension(&id) };
+        let Some(image) = registry::get(args.function(), &id) else { errors::unknown_extension(&id) };
         let compiled = &image.compiled;
         let target = match args.text(3) {
             None => compiled.versions[compiled.default_version()].target,
@@ -213,7 +213,7 @@ crate::pg_function! {
         let batch = batch(args);
         let shared = shmem::get();
         attach(&shared);
-        image::announce();
+        registry::announce();
         let reporter = args.get::<pgrx::Uuid>(4).zip(args.get::<i64>(5));
         let now_us = clock::now_us();
         let apply = || {
@@ -231,7 +231,7 @@ crate::pg_function! {
                 // SAFETY: a global of this process.
                 let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
                 let known = shared.reporter(database, halves).unwrap_or_else(|| {
-                    let seq = persist::reporter_seq(&load::tables(args.function()), bytes);
+                    let seq = persist::reporter_seq(&registry::tables(args.function()), bytes);
                     shared.enlist_reporter(database, halves, seq, now_us)
                 });
                 known.seen_us.store(now_us, Relaxed);
@@ -243,7 +243,7 @@ crate::pg_function! {
                 (applied, Some(known.flushed.load(Relaxed) as i64))
             }
         };
-        let row_type = tuple::row_type(args);
+        let row_type = registry::row_type(args);
         tuple::to_datum(&row_type, &[(applied as i32).into_datum(), datum::nullable(flushed)])
     }
 }

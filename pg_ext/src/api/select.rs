@@ -11,11 +11,11 @@ use pgrx::{IntoDatum, pg_sys};
 
 use super::report;
 use crate::datum::{self, Args, Element, elements, nullable};
-use crate::image::{self, Image, Pins};
+use crate::image::{Image, Pins};
 use crate::jsonb::Object;
 use crate::shmem::{self, Shared};
 use crate::tuple::{self, RowType, Value};
-use crate::{clock, errors, session};
+use crate::{clock, errors, registry, session};
 
 /// A decision with what it needs to become a row.
 pub struct Decided {
@@ -58,7 +58,7 @@ pub fn select(function: pg_sys::Oid, id: Option<&str>, facts: &Facts<'_>, avoid:
         ticket: 0,
     };
     let Some(id) = id else { return refused };
-    let Some(image) = image::get(function, id) else {
+    let Some(image) = registry::get(function, id) else {
         return refused;
     };
     match facts {
@@ -227,7 +227,7 @@ crate::pg_function! {
         let avoid = names(args.datum(2));
         let avoid: smallvec::SmallVec<[&str; 4]> = avoid.iter().map(AsRef::as_ref).collect();
         let decided = select(args.function(), id.as_deref(), &facts, &avoid);
-        let row_type = tuple::row_type(args);
+        let row_type = registry::row_type(args);
         let (header, _) = row(&row_type, None, id.as_deref(), &decided);
         pg_sys::Datum::from(header)
     }
@@ -289,7 +289,7 @@ crate::pg_function! {
         let avoid = avoid_lists(args, ids.len());
         // Every context is looked at before anything is decided: an error leaves no call half entered.
         let contexts: Vec<Facts<'_>> = contexts.into_iter().map(facts).collect();
-        let rows = tuple::Rows::new(args);
+        let rows = tuple::Rows::new(args, registry::row_type(args));
         for (number, (id, facts)) in ids.into_iter().zip(&contexts).enumerate() {
             // SAFETY: elements of a text array.
             let id = id.map(|datum| unsafe { datum::text(datum) });

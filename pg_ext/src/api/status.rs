@@ -6,13 +6,13 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::{IntoDatum, pg_sys};
 
 use crate::datum::nullable;
-use crate::{clock, image, shmem, tuple};
+use crate::{clock, registry, shmem, tuple};
 
 crate::pg_function! {
     /// `_ext_status()`.
     _ext_status, pg_finfo__ext_status, |args| {
         let shared = shmem::get();
-        image::announce();
+        registry::announce();
         let now_us = clock::now_us();
         // SAFETY: a global of this process.
         let database = shared.database(unsafe { pg_sys::MyDatabaseId }.to_u32());
@@ -22,7 +22,7 @@ crate::pg_function! {
         let tickets = shared.tickets();
         // SAFETY: reads the server's state.
         let standby = unsafe { pg_sys::RecoveryInProgress() };
-        tuple::to_datum(&tuple::row_type(args), &[
+        tuple::to_datum(&registry::row_type(args), &[
             nullable(pid),
             nullable(at),
             nullable(flushed.map(|us| now_us.saturating_sub(us) as f64 / 1000.0)),
@@ -43,7 +43,7 @@ crate::pg_function! {
     /// `_ext_epoch(id)`: the fingerprint of an extension's configuration.
     _ext_epoch, pg_finfo__ext_epoch, |args| {
         let id = args.text(0).unwrap_or_default();
-        match image::get(args.function(), &id) {
+        match registry::get(args.function(), &id) {
             Some(image) => pg_sys::Datum::from(image.compiled.epoch as i64),
             None => args.null(),
         }
@@ -54,7 +54,7 @@ crate::pg_function! {
     /// `_ext_attach()`: tells the launcher of this database.
     _ext_attach, pg_finfo__ext_attach, |args| {
         let _ = args;
-        image::announce();
+        registry::announce();
         pg_sys::Datum::from(0usize)
     }
 }
