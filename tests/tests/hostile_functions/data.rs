@@ -1,0 +1,260 @@
+//! Hostile contexts, ids and rows.
+
+use std::time::Duration;
+
+use ext_registry_tests::Postgres;
+use serde_json::{Value, json};
+
+use crate::{Random, complaint, prepared};
+
+/// Resident memory of a backend in kB.
+fn memory_kb(pid: i32) -> i64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process of this machine");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .expect("a line of it");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+#[tokio::test]
+async fn what_is_asked_for_in_vain_is_not_kept() {
+    let database = Postgres::shared().database();
+    let session = prepared(&database).await;
+    let pid = session.backend_pid().await;
+    session.run("select ext_select('x')").await;
+    let before = memory_kb(pid);
+    for sql in [
+        "select ext_select(n || repeat('x', 1000000)) from generate_series(1, 200) n",
+        "select ext_select('x', jsonb_build_object('tenant_id', repeat('x', 1000000) || n)) from generate_series(1, 200) n",
+        "select ext_select('x', avoid => array[repeat('x', 1000000) || n]) from generate_series(1, 200) n",
+        "select ext_lookup(n || repeat('x', 1000000)) from generate_series(1, 200) n",
+        "select ext_select('unknown' || n) from generate_series(1, 50000) n",
+    ] {
+        session.run(sql).await;
+        let grown = memory_kb(pid) - before;
+        assert!(grown < 30_000, "{grown} kB more after {sql}");
+    }
+}
+
+/// An object of many keys of all lengths, some of them the ones asked for, with objects within.
+fn context(random: &mut Random, scalars: &[Value], keys: &[&str], depth: usize) -> Value {
+    let mut object = serde_json::Map::new();
+    for _ in 0..random.below(50) {
+        let name = "kqxyz"[..=random.below(4)].repeat(1 + random.below(12)) + &random.below(50).to_string();
+        let value = match random.below(10) {
+            0 => json!([1, "two", {"three": 3}]),
+            1 if depth > 0 => context(random, scalars, keys, depth - 1),
+            _ => random.of(scalars).clone(),
+        };
+        object.insert(name, value);
+    }
+    for key in keys {
+        if random.below(2) == 0 {
+            object.insert((*key).to_owned(), random.of(scalars).clone());
+        }
+    }
+    if depth > 0 && random.below(3) > 0 {
+        object.insert("deep".to_owned(), context(random, scalars, keys, depth - 1));
+    }
+    Value::Object(object)
+}
+
+#[tokio::test]
+async fn contexts_are_read_as_postgres_reads_them() {
+    const CONTEXTS: usize = 1000;
+    let database = Postgres::shared().database();
+    let session = prepared(&database).await;
+    let mut random = Random::new();
+    let scalars = [
+        json!("found"),
+        json!("lost"),
+        json!(""),
+        json!("\u{1F980}\u{ffff}\\\"'"),
+        json!(12.5),
+        json!(-7),
+        json!(0),
+        json!(1_234_567_890_123_456_789_i64),
+        json!(0.000_012),
+        json!(true),
+        json!(false),
+        Value::Null,
+    ];
+    let keys = [
+        "n",
+        "needle",
+        "need",
+        "needles",
+        "\u{1F980}",
+        "a",
+        "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz",
+        "deep",
+        "",
+        " ",
+    ];
+    // The rule, and what Postgres itself says to it.
+    let rules = [
+        (json!({"needle": "found"}), "c -> 'needle' = '\"found\"'"),
+        (json!({"needle": 12.5}), "c -> 'needle' = '12.50'"),
+        (json!({"needle": [-7, 0, true]}), "c -> 'needle' in ('-7', '0', 'true')"),
+        (
+            json!({"needle": 1_234_567_890_123_456_789_i64}),
+            "c -> 'needle' = '1234567890123456789'",
+        ),
+        (json!({"needle": 0.000_012}), "c -> 'needle' = '0.000012'"),
+        (json!({"needle": null}), "coalesce(c -> 'needle', 'null') = 'null'"),
+        (
+            json!({"needle": "\u{1F980}\u{ffff}\\\"'"}),
+            "c ->> 'needle' = E'\\U0001F980\\uFFFF\\\\\"''' and jsonb_typeof(c -> 'needle') = 'string'",
+        ),
+        (json!({"deep.needle": "found"}), "c #> '{deep,needle}' = '\"found\"'"),
+        (
+            json!({"deep.deep.needle": {"exists": true}}),
+            "coalesce(c #> '{deep,deep,needle}', 'null') <> 'null'",
+        ),
+        (
+            json!({"needle": {"gte": -7, "lt": 12.5}}),
+            "jsonb_typeof(c -> 'needle') = 'number' and (c ->> 'needle')::numeric >= -7 and (c ->> 'needle')::numeric < 12.5",
+        ),
+    ];
+
+    let contexts: Vec<Value> = (0..CONTEXTS)
+        .map(|_| context(&mut random, &scalars, &keys, 2))
+        .collect();
+
+    session.run("create table contexts (n bigint, c jsonb)").await;
+    session
+        .execute(
+            "insert into contexts select n, c from unnest($1::jsonb[]) with ordinality u(c, n)",
+            &[&contexts],
+        )
+        .await
+        .expect("a table of our own");
+    for (rule, truth) in rules {
+        session
+            .execute("update extension_versions set routing_rules = $1", &[&rule])
+            .await
+            .unwrap_or_else(|error| panic!("{rule}: {error}"));
+        let sql = format!(
+            "select c.c::text, d.version, count(*) over ()
+             from (select array_agg(c order by n) as list, array_agg('x'::text) as ids from contexts) a,
+                 ext_select_many(a.ids, a.list) d
+             join contexts c on c.n = d.ordinality
+             where (d.version = 'v2') is distinct from coalesce({truth}, false) limit 1"
+        );
+        let wrong = session
+            .query(&sql, &[])
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        if let Some(row) = wrong.first() {
+            let (context, version, number): (String, String, i64) = (row.get(0), row.get(1), row.get(2));
+            panic!("{rule}: {number} of {CONTEXTS} contexts are decided wrongly, such as to {version}: {context}");
+        }
+        let matching = format!("select count(*) from contexts where {truth}");
+        let matching: i64 = session.query_one(&matching, &[]).await.expect("a count").get(0);
+        assert!(
+            matching > 20 && matching < CONTEXTS as i64,
+            "{rule}: {matching} match, which tests little"
+        );
+    }
+}
+
+#[tokio::test]
+async fn rows_that_got_past_the_checks_do_no_harm() {
+    let database = Postgres::shared().database();
+    let session = prepared(&database).await;
+    // As a replica, a restore or an older release may have them.
+    session
+        .run(
+            "do $$
+             declare
+                 c record;
+             begin
+                 for c in
+                     select conrelid::regclass as relation, conname from pg_constraint
+                     where contype = 'c' and conrelid in ('extensions'::regclass, 'extension_versions'::regclass,
+                         'extension_instances'::regclass, 'extension_health_settings'::regclass)
+                 loop
+                     execute format('alter table %s drop constraint %I', c.relation, c.conname);
+                 end loop;
+             end $$",
+        )
+        .await;
+    let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+    let rules = [
+        "[]",
+        "3",
+        r#"{"tenant_id": {"like": "t"}}"#,
+        r#"{"tenant_id": {"regex": "("}}"#,
+        r#"{"tenant_id": 1e400}"#,
+        &format!(r#"{{"tenant_id": {deep}}}"#),
+    ];
+    for rule in rules {
+        session.take_notices();
+        session
+            .execute(
+                "update extension_versions set routing_rules = $1::text::jsonb",
+                &[&rule],
+            )
+            .await
+            .expect("no check is left");
+        let decision = session.select_for("x", "t").await;
+        assert_eq!(
+            (decision.version(), decision.reason.as_str()),
+            ("v1", "ok"),
+            "{rule:.60}: it never matches"
+        );
+        let notices = session.take_notices();
+        assert!(
+            notices
+                .iter()
+                .any(|notice| notice.severity() == "WARNING" && notice.message().contains("v2")),
+            "{rule:.60}: {notices:?}"
+        );
+    }
+    session.run("update extension_versions set routing_rules = '{}'").await;
+    for change in [
+        "update extension_versions set timeout_ms = -5, retry = -2147483648",
+        "update extension_versions set timeout_ms = 2147483647, retry = 2147483647",
+        "update extension_versions set rollout_percent = 999.99",
+        "update extension_versions set rollout_percent = -1",
+        "update extension_versions set rollout_percent = 'NaN'",
+        "update extension_versions set circuit_breaker_window_seconds = -1, circuit_breaker_timeout_seconds = 2147483647",
+        "update extension_versions set half_open_max_requests = 2147483647, breaker_mode = 'ajar'",
+        "update extension_versions set circuit_breaker_error_rate_threshold = 'NaN', slow_call_ms = 'Infinity'",
+        "update extension_versions set subject = '', version = ''",
+        "update extension_instances set weight = -7",
+        "update extension_instances set weight = 2147483647, health_status = 'sick'",
+        "update extension_instances set version = 'nowhere', subject = ''",
+        "update extensions set timeout_ms = 0, balancing = 'random', hash_key = ''",
+        "update extensions set balancing = 'consistent_hash', hash_key = repeat('x', 255)",
+        "update extensions set metadata = '[]', config = '3'",
+        r#"update extensions set metadata = '{"allowed_tenants": {"t": 1}}'"#,
+        "update extensions set type = 'filter', version = ''",
+        "insert into extension_health_settings (extension_id, circuit_breaker_failure_threshold, slow_call_ms, half_open_max_requests)
+         values ('x', -1, 'NaN', -1)",
+        "update extension_health_settings set circuit_breaker_failure_min_rate = -1, circuit_breaker_window_seconds = 2147483647",
+    ] {
+        session.run(change).await;
+        for tenant in ["t", "u"] {
+            let decision = session.select_for("x", tenant).await;
+            if decision.allowed {
+                session.report(decision.ticket, "success", Duration::from_millis(1)).await;
+            }
+        }
+        for sql in [
+            "select ext_report('x', 'error', 1) from generate_series(1, 20)",
+            "select * from ext_explain('x')",
+            "select * from extension_health",
+            "select * from extension_version_health",
+            "select * from extension_instance_health",
+            "select ext_lookup('x'), ext_versions('x'), ext_instances('x'), ext_export()",
+            "select ext_breaker_reset('x')",
+        ] {
+            if let Err(error) = session.batch_execute(sql).await {
+                let error = error.as_db_error().unwrap_or_else(|| panic!("{change}; {sql}: the session ended"));
+                assert_eq!(complaint("", error), None, "{change}; {sql}: {error:?}");
+            }
+        }
+    }
+}
