@@ -6,6 +6,19 @@
 -- The whole script runs under this path: names are written out, operators are those of pg_catalog.
 set local search_path = pg_catalog, pg_temp;
 
+-- The library takes text for UTF-8. In another encoding all letters beyond ASCII would be alike to it: rules would match
+-- whom they should not. (SQL_ASCII is what initdb chooses without a locale; there text is what clients make it.)
+do $$
+begin
+    if current_setting('server_encoding') not in ('UTF8', 'SQL_ASCII') then
+        raise exception using
+            errcode = 'feature_not_supported',
+            message = format('ext_registry needs a database with encoding UTF8, not %s', current_setting('server_encoding')),
+            hint = 'CREATE DATABASE ... ENCODING ''UTF8'' TEMPLATE template0;';
+    end if;
+end;
+$$;
+
 create function @extschema@._ext_check_id(what text, value text) returns boolean
 language c immutable strict parallel safe
 as 'MODULE_PATHNAME', '_ext_check_id';

@@ -258,3 +258,32 @@ async fn rows_that_got_past_the_checks_do_no_harm() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_database_of_another_encoding_is_refused() {
+    let cluster = Postgres::shared();
+    let admin = cluster.connect("postgres").await;
+    for (encoding, accepted) in [("LATIN1", false), ("SQL_ASCII", true)] {
+        let name = format!("encoded_{}", encoding.to_lowercase());
+        admin
+            .run(&format!(
+                "create database {name} encoding '{encoding}' template template0 lc_collate 'C' lc_ctype 'C'"
+            ))
+            .await;
+        let session = cluster.connect(&name).await;
+        if accepted {
+            session
+                .run("create extension ext_registry; select ext_select('x')")
+                .await;
+        } else {
+            let error = session.error_of("create extension ext_registry").await;
+            assert_eq!(error.code().code(), "0A000", "{error:?}");
+            assert!(
+                error.message().contains(encoding) && error.hint().is_some(),
+                "{error:?}"
+            );
+        }
+        drop(session);
+        admin.run(&format!("drop database {name} with (force)")).await;
+    }
+}
