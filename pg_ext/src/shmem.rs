@@ -88,6 +88,8 @@ pub struct Database {
     pub asked_us: AtomicU64,
     /// Whether a session announced it, rather than the launcher on its round.
     pub announced: AtomicBool,
+    /// Whether it, or the extension in it, is gone: it keeps this entry until the last of its places is free.
+    pub gone: AtomicBool,
     /// The first transition its worker has not written down.
     pub event_cursor: AtomicU64,
 }
@@ -496,7 +498,11 @@ impl Shared {
     /// Announces a database, so that the launcher gives it a worker. `None` if there are too many.
     pub fn announce(&self, oid: u32, by_session: bool) -> Option<&'static Database> {
         if let Some(database) = self.database(oid) {
-            database.announced.fetch_or(by_session, Relaxed);
+            if by_session && (database.gone.load(Relaxed) || !database.announced.load(Relaxed)) {
+                database.gone.store(false, Relaxed);
+                database.announced.store(true, Relaxed);
+                set_latch(&self.head.launcher);
+            }
             return Some(database);
         }
         let _held = Held::new(self.locks[0], pg_sys::LWLockMode::LW_EXCLUSIVE);
@@ -510,6 +516,7 @@ impl Shared {
             free.flushed_us.store(0, Relaxed);
             free.asked_us.store(0, Relaxed);
             free.announced.store(by_session, Relaxed);
+            free.gone.store(false, Relaxed);
             free.oid.store(oid, Release);
             Some(free)
         });

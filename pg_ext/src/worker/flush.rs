@@ -215,11 +215,6 @@ impl Flusher {
         slot.is_used() && slot.database() == self.database && slot.registry() == self.registry
     }
 
-    /// Frees all places of this database: the extension is gone.
-    pub fn leave(&self, shared: &Shared) {
-        shared.release_if(|slot| slot.database() == self.database);
-    }
-
     /// Frees the places of what is gone and deletes what is too old.
     pub fn housekeeping(&mut self, shared: &Shared) {
         let uids = self.sql("select uid from @schema@.extensions");

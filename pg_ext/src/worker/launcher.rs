@@ -10,7 +10,8 @@ use std::time::Duration;
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
 use pgrx::pg_sys;
 
-use crate::shmem::Shared;
+use crate::api::release;
+use crate::shmem::{Shared, Slot};
 use crate::{clock, guc, shmem};
 
 /// A worker that has not appeared after this long is asked for again.
@@ -49,12 +50,16 @@ pub extern "C-unwind" fn ext_registry_launcher_main(_argument: pg_sys::Datum) {
     loop {
         let now_us = clock::now_us();
         if missing(&shared) {
-            forget_dropped(&shared);
+            forget_gone(&shared);
         }
         for database in &shared.head.databases {
             let oid = database.oid.load(Acquire);
             let asked_us = database.asked_us.load(Relaxed);
-            if oid != 0 && database.worker_pid.load(Relaxed) == 0 && asked_us + PATIENCE_US < now_us {
+            if oid != 0
+                && !database.gone.load(Relaxed)
+                && database.worker_pid.load(Relaxed) == 0
+                && asked_us + PATIENCE_US < now_us
+            {
                 database.asked_us.store(now_us, Relaxed);
                 start(oid);
             }
@@ -87,13 +92,29 @@ fn missing(shared: &Shared) -> bool {
         .any(|database| database.oid.load(Relaxed) != 0 && database.worker_pid.load(Relaxed) == 0)
 }
 
-/// Frees what belongs to databases that are no longer there.
-fn forget_dropped(shared: &Shared) {
+/// Notes which databases are no longer there, and frees what belongs to those that are gone.
+///
+/// A place that calls under way still hold is freed when they have lapsed; until then the database keeps its entry.
+fn forget_gone(shared: &Shared) {
     let there = databases();
+    let mut swept = false;
     for database in &shared.head.databases {
         let oid = database.oid.load(Acquire);
-        if oid != 0 && !there.contains(&oid) {
-            shared.release_if(|slot| slot.database() == oid);
+        if oid == 0 {
+            continue;
+        }
+        if !there.contains(&oid) {
+            database.gone.store(true, Relaxed);
+        }
+        if !database.gone.load(Relaxed) || database.worker_pid.load(Relaxed) != 0 {
+            continue;
+        }
+        if !std::mem::replace(&mut swept, true) {
+            shared.tickets().sweep(clock::now_us(), 0, |call| release(shared, call));
+        }
+        let mine = |slot: &Slot| slot.is_used() && slot.database() == oid;
+        shared.release_if(mine);
+        if !shared.slots.iter().any(mine) {
             database.oid.store(0, Release);
         }
     }

@@ -77,11 +77,11 @@ fn find_extension(oid: u32, database: &Database) -> Option<Flusher> {
     }
 }
 
-/// Gives the database's entry back: it needs no worker.
+/// Signs off for good: the database needs no worker.
 fn retire(database: &Database) {
+    database.gone.store(true, Release);
     database.latch.store(std::ptr::null_mut(), Release);
     database.worker_pid.store(0, Release);
-    database.oid.store(0, Release);
 }
 
 #[pgrx::pg_guard]
@@ -104,7 +104,7 @@ fn run(shared: &Shared, database: &Database, flusher: &mut Flusher) {
         if !unsafe { pg_sys::RecoveryInProgress() } {
             let due = database.flushed_us.load(Relaxed) + interval_us <= now_us;
             if due && !flusher.look_again() {
-                flusher.leave(shared);
+                // The launcher frees what the extension leaves behind.
                 retire(database);
                 return;
             }
