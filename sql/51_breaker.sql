@@ -52,6 +52,51 @@ $$;
 comment on function @extschema@.ext_breaker_reset(text, text) is
     'Closes the breaker of one version, or of all versions, and clears its window; returns the new state. Counts in the metrics stay.';
 
+create function @extschema@.ext_breaker_force(id text, mode text, version text default null) returns text
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not exists (select from @extschema@.extensions e where e.id = ext_breaker_force.id) then
+        raise exception using
+            errcode = 'undefined_object',
+            message = format('extension %s is not registered', coalesce(to_json(left(id, 100))::text, 'NULL')),
+            hint = 'See the registered ones with: select id from extensions.';
+    end if;
+    if mode is null or mode <> all (array['auto', 'forced_open', 'forced_closed', 'metrics_only']) then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('unknown breaker mode %s', coalesce(to_json(left(mode, 100))::text, 'NULL')),
+            hint = 'Modes are auto, forced_open, forced_closed and metrics_only.';
+    end if;
+
+    if version is null then
+        insert into @extschema@.extension_health_settings as s (extension_id, breaker_mode)
+        values (id, mode)
+        on conflict (extension_id) do update set breaker_mode = excluded.breaker_mode;
+        return (select l.circuit_breaker_state from @extschema@._ext_live_extension(id) l);
+    end if;
+
+    update @extschema@.extension_versions v
+    set breaker_mode = mode
+    where v.id = ext_breaker_force.id and v.version = ext_breaker_force.version;
+    if not found then
+        raise exception using
+            errcode = 'undefined_object',
+            message = format('extension %s has no version %s in extension_versions',
+                to_json(id), to_json(left(version, 100))),
+            hint = 'Without a version the mode is set for the extension, and so for every version that has none of its own.';
+    end if;
+    return (
+        select l.circuit_breaker_state from @extschema@._ext_live_versions(id) l
+        where l.version = ext_breaker_force.version
+    );
+end;
+$$;
+
+comment on function @extschema@.ext_breaker_force(text, text, text) is
+    'Takes the decision from the breaker of one version, or of the extension (forced_open, forced_closed, metrics_only), or gives it back (auto); returns the new state.';
+
 -- An UPDATE writes those settings that it changes, so that two of them at once do not undo each other.
 create function @extschema@._ext_health_update() returns trigger
 language plpgsql

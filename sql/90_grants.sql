@@ -69,6 +69,7 @@ as $$
             ('operator', 'execute', 'function', 'ext_select_many'),
             ('operator', 'execute', 'function', 'ext_report'),
             ('operator', 'execute', 'function', 'ext_report_many'),
+            ('operator', 'execute', 'function', 'ext_breaker_force'),
             ('operator', 'execute', 'function', 'ext_breaker_reset'),
             ('operator', 'execute', 'function', 'ext_register'),
             ('operator', 'execute', 'function', 'ext_import'),
