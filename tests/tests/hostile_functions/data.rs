@@ -287,3 +287,76 @@ async fn a_database_of_another_encoding_is_refused() {
         admin.run(&format!("drop database {name} with (force)")).await;
     }
 }
+
+#[tokio::test]
+async fn errors_of_others_stay_as_they_are() {
+    let database = Postgres::shared().database();
+    let session = prepared(&database).await;
+    session
+        .run(
+            "create table parents (id int primary key); create table children (id int references parents);
+             create procedure have_one() language plpgsql as $$ begin insert into children values (1); end $$",
+        )
+        .await;
+    // Statements that the library may stand beside, and what their errors bring along.
+    for (sql, code) in [
+        ("create table parents ()", "42P07"),
+        ("insert into children values (1)", "23503"),
+        ("call have_one()", "23503"),
+        ("do $$ begin insert into children values (1); end $$", "23503"),
+        ("explain analyze insert into children values (1)", "23503"),
+        ("create table third as select nothing from parents", "42703"),
+        (
+            "alter table parents add constraint positive check (id > 0), add constraint positive check (id > 1)",
+            "42710",
+        ),
+    ] {
+        let error = session.error_of(sql).await;
+        assert_eq!(error.code().code(), code, "{error:?}");
+        assert_eq!(complaint("", &error), None, "{sql}: {error:?}");
+        match code {
+            "23503" => assert_eq!(
+                (error.schema(), error.table(), error.constraint()),
+                (Some("public"), Some("children"), Some("children_id_fkey")),
+                "{sql}: {error:?}"
+            ),
+            "42703" => assert!(error.position().is_some(), "{sql}: {error:?}"),
+            _ => {}
+        }
+        if sql.contains("have_one") || sql.starts_with("do") {
+            assert!(
+                error
+                    .where_()
+                    .is_some_and(|context| context.contains("insert into children")),
+                "{sql}: {error:?}"
+            );
+        }
+    }
+
+    // Errors of Postgres in the middle of a decision.
+    let locker = database.connect().await;
+    locker
+        .run("begin; update extensions set config = '{\"n\": 1}'; lock table extension_versions in access exclusive mode")
+        .await;
+    let waiting = database.connect().await;
+    waiting.run("set lock_timeout = '50ms'").await;
+    let error = waiting.error_of("select ext_select('x')").await;
+    assert_eq!(
+        (error.code().code(), complaint("", &error)),
+        ("55P03", None),
+        "{error:?}"
+    );
+    waiting
+        .run("set lock_timeout = 0; set statement_timeout = '50ms'")
+        .await;
+    let error = waiting.error_of("select ext_select('x')").await;
+    // (57014 is what is wanted here.)
+    assert_eq!((error.code().code(), error.detail()), ("57014", None), "{error:?}");
+    locker.run("rollback").await;
+    waiting.run("set statement_timeout = 0").await;
+    assert_eq!(
+        waiting.select("x", &json!({})).await.reason,
+        "ok",
+        "and the session goes on"
+    );
+}
