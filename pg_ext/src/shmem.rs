@@ -32,7 +32,7 @@ pub const REPORTERS: usize = 256;
 /// Transitions that wait for the worker.
 pub const EVENTS: usize = 4096;
 /// Places looked at before the table counts as full around a key.
-const REACH: usize = 64;
+const REACH: usize = 2048;
 
 /// Kind of a target: a version.
 pub const VERSION: u32 = 1;
@@ -65,6 +65,8 @@ pub struct Head {
     pub targets_used: AtomicU32,
     /// When a full table was last warned of, registry time.
     pub warned_us: AtomicU64,
+    /// Until when a full table is not looked through again, registry time.
+    full_until_us: AtomicU64,
     /// Number of the next transition.
     event_next: AtomicU64,
     /// Databases with the extension.
@@ -231,6 +233,8 @@ impl Slot {
 pub struct Shared {
     pub head: &'static Head,
     events: &'static [Event],
+    /// The keys of the slots once more, side by side: looking for a key touches few cache lines.
+    keys: &'static [AtomicU64],
     pub slots: &'static [Slot],
     entries: &'static [Entry],
     locks: [*mut pg_sys::LWLock; 2],
@@ -256,7 +260,11 @@ pub fn get() -> Shared {
 
 /// Bytes for these capacities: documented in docs/tuning.md.
 pub fn size(targets: usize, entries: usize) -> usize {
-    size_of::<Head>() + EVENTS * size_of::<Event>() + targets * size_of::<Slot>() + entries * size_of::<Entry>() + 256
+    size_of::<Head>()
+        + EVENTS * size_of::<Event>()
+        + targets * (size_of::<Slot>() + size_of::<AtomicU64>())
+        + entries * size_of::<Entry>()
+        + 256
 }
 
 static mut PREVIOUS_REQUEST: pg_sys::shmem_request_hook_type = None;
@@ -315,6 +323,7 @@ unsafe extern "C-unwind" fn startup() {
         };
         let head = &*take(size_of::<Head>()).cast::<Head>();
         let events = std::slice::from_raw_parts(take(EVENTS * size_of::<Event>()).cast(), EVENTS);
+        let keys = std::slice::from_raw_parts(take(targets * size_of::<AtomicU64>()).cast(), targets);
         let slots = std::slice::from_raw_parts(take(targets * size_of::<Slot>()).cast(), targets);
         let entries = std::slice::from_raw_parts(take(entries * size_of::<Entry>()).cast(), entries);
         if !found {
@@ -328,6 +337,7 @@ unsafe extern "C-unwind" fn startup() {
         *SHARED.0.get() = Some(Shared {
             head,
             events,
+            keys,
             slots,
             entries,
             locks,
@@ -397,7 +407,8 @@ impl Shared {
 
     /// The place of a target, if it has one.
     pub fn find(&self, key: u64) -> Option<u32> {
-        self.reach(key).find(|place| self.slots[*place as usize].key() == key)
+        self.reach(key)
+            .find(|place| self.keys[*place as usize].load(Acquire) == key)
     }
 
     /// The places a key may have: the whole table, beginning where its hash points.
@@ -416,13 +427,21 @@ impl Shared {
         if let Some(place) = self.find(key) {
             return Some(place);
         }
-        let free = self.reach(key).find(|place| {
-            self.slots[*place as usize]
-                .key
-                .compare_exchange(0, RESERVED, AcqRel, Relaxed)
-                .is_ok()
-        });
-        let place = free.or_else(|| self.reach(key).find(|place| self.evict(*place, now_us)))?;
+        let free = self
+            .reach(key)
+            .find(|place| self.keys[*place as usize].load(Relaxed) == 0);
+        let place = match free {
+            Some(place) => place,
+            // A full table is looked through once a second at most, whoever asks.
+            None if now_us < self.head.full_until_us.load(Relaxed) => return None,
+            None => match self.reach(key).find(|place| self.evict(*place, now_us)) {
+                Some(place) => place,
+                None => {
+                    self.head.full_until_us.store(now_us + 1_000_000, Relaxed);
+                    return None;
+                }
+            },
+        };
         let slot = &self.slots[place as usize];
         slot.clear();
         slot.uid.store(identity.uid, Relaxed);
@@ -433,6 +452,7 @@ impl Shared {
         slot.set_name(identity.name);
         restore(&slot.target);
         slot.key.store(key, Release);
+        self.keys[place as usize].store(key, Release);
         self.head.targets_used.fetch_add(1, Relaxed);
         Some(place)
     }
@@ -466,11 +486,17 @@ impl Shared {
 
     /// Frees the places of targets that are gone.
     pub fn release_if(&self, gone: impl Fn(&Slot) -> bool) {
-        for slot in self.slots.iter().filter(|slot| slot.is_used() && gone(slot)) {
+        for (slot, key) in self
+            .slots
+            .iter()
+            .zip(self.keys)
+            .filter(|(slot, _)| slot.is_used() && gone(slot))
+        {
             let _held = Held::new(self.locks[0], pg_sys::LWLockMode::LW_EXCLUSIVE);
             if self.reserve(slot) {
                 slot.clear();
                 slot.key.store(0, Release);
+                key.store(0, Release);
             }
         }
     }
