@@ -19,6 +19,9 @@ begin
         highest := greatest(highest, batch.highest);
         select in_flight_used as used, in_flight_total as total into entries from ext_registry_status();
         exit when entries.used = entries.total;
+        if batch.lowest is null then
+            raise 'no ticket to be had with % of % entries in use', entries.used, entries.total;
+        end if;
     end loop;
     if highest - lowest <> entries.total - 1 then
         raise 'tickets % to % are not those of % consecutive entries', lowest, highest, entries.total
