@@ -60,7 +60,7 @@ impl Postgres {
     }
 
     /// A new cluster. `settings` are lines for `postgresql.conf`, after and above the defaults here: `fsync` is off
-    /// unless they say otherwise.
+    /// unless they say otherwise, and there is room for the targets of many tests at once.
     pub fn start(settings: &[&str]) -> Self {
         let user = Unprivileged::needed();
         let directory = Directory::new("pg-", user);
@@ -79,6 +79,7 @@ impl Postgres {
              max_connections = 200\n\
              max_worker_processes = 64\n\
              max_prepared_transactions = 16\n\
+             ext_registry.max_targets = 4096\n\
              log_line_prefix = '%m [%p] %q%d %a: '\n",
             socket = socket.path().display(),
         );
