@@ -360,3 +360,17 @@ async fn errors_of_others_stay_as_they_are() {
         "and the session goes on"
     );
 }
+
+#[tokio::test]
+async fn a_server_that_has_not_loaded_the_library_says_so() {
+    let cluster = Postgres::start(&["shared_preload_libraries = ''"]);
+    let session = cluster.connect("postgres").await;
+    let error = session.error_of("create extension ext_registry").await;
+    assert_eq!(error.code().code(), "55000", "{error:?}");
+    for text in [Some(error.message()), error.hint()] {
+        assert!(
+            text.is_some_and(|text| text.contains("shared_preload_libraries")),
+            "{error:?}"
+        );
+    }
+}
