@@ -1,16 +1,23 @@
 -- Look-ups: the registered rows, disabled ones too, each with its health now. An unknown id gives no row.
 
+-- The epoch is read before the row, in a statement of its own: what somebody commits between the two makes the epoch too
+-- old, never too new for the row. So whoever registers with it (ext_register) is refused rather than undoing that change.
 create function @extschema@.ext_lookup(id text) returns setof @extschema@.ext_registration
-language sql volatile strict parallel safe rows 1
+language plpgsql volatile strict parallel safe rows 1
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+    epoch constant bigint := @extschema@._ext_epoch(id);
+begin
+    return query
     select
         e.id, e.type, e.subject, e.timeout_ms, e.retry, e.enabled, e.version, e.config, e.metadata, e.balancing, e.hash_key,
         e.created_at, e.updated_at, e.created_by, e.updated_by,
-        l.circuit_breaker_state, l.open_versions, l.success_rate, l.p95_latency_ms, @extschema@._ext_epoch(e.id)
+        l.circuit_breaker_state, l.open_versions, l.success_rate, l.p95_latency_ms, ext_lookup.epoch
     from @extschema@.extensions e
     cross join lateral @extschema@._ext_live_extension(e.id) l
-    where e.id = ext_lookup.id
+    where e.id = ext_lookup.id and ext_lookup.epoch is not null;
+end;
 $$;
 
 comment on function @extschema@.ext_lookup(text) is
@@ -20,12 +27,9 @@ create function @extschema@.ext_lookup_by_type(type text) returns setof @extsche
 language sql volatile strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select
-        e.id, e.type, e.subject, e.timeout_ms, e.retry, e.enabled, e.version, e.config, e.metadata, e.balancing, e.hash_key,
-        e.created_at, e.updated_at, e.created_by, e.updated_by,
-        l.circuit_breaker_state, l.open_versions, l.success_rate, l.p95_latency_ms, @extschema@._ext_epoch(e.id)
+    select l.*
     from @extschema@.extensions e
-    cross join lateral @extschema@._ext_live_extension(e.id) l
+    cross join lateral @extschema@.ext_lookup(e.id) l
     where e.type = ext_lookup_by_type.type
     order by e.id
 $$;
