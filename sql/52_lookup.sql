@@ -7,16 +7,16 @@ language plpgsql volatile strict parallel safe rows 1
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    epoch constant bigint := @extschema@._ext_epoch(id);
+    known_epoch constant bigint := @extschema@._ext_epoch(id);
 begin
     return query
     select
         e.id, e.type, e.subject, e.timeout_ms, e.retry, e.enabled, e.version, e.config, e.metadata, e.balancing, e.hash_key,
         e.created_at, e.updated_at, e.created_by, e.updated_by,
-        l.circuit_breaker_state, l.open_versions, l.success_rate, l.p95_latency_ms, ext_lookup.epoch
+        l.circuit_breaker_state, l.open_versions, l.success_rate, l.p95_latency_ms, known_epoch
     from @extschema@.extensions e
     cross join lateral @extschema@._ext_live_extension(e.id) l
-    where e.id = ext_lookup.id and ext_lookup.epoch is not null;
+    where e.id = ext_lookup.id and known_epoch is not null;
 end;
 $$;
 
