@@ -14,7 +14,7 @@ PG_FEATURE = --no-default-features --features pg$(PG_MAJOR)
 # With no right to write into Postgres's own directories, cargo-pgrx asks sudo.
 INSTALL_SUDO = $(shell test -w "$$($(PG_CONFIG_PATH) --pkglibdir)" || echo --sudo)
 PURE_CRATES = -p ext_registry_core -p ext-bridge -p ext_registry_tests
-# Arguments of the benchmark, such as BENCH="--rounds 3 9 10".
+# Arguments of the benchmark, such as BENCH="--figures 1,3 --rounds 3".
 BENCH ?=
 
 .PHONY: help setup install bridge services run demo test bench lint fmt clean
@@ -43,7 +43,7 @@ demo: install bridge services ## the same tour, checked step by step; ends by it
 test: setup install bridge services ## every test: core, bridge, and the whole system against real servers
 	$(CARGO) test --no-fail-fast $(PURE_CRATES)
 
-bench: install bridge services ## the figures of speed, side by side with what they are compared to
+bench: install bridge ## the figures of speed, side by side with what they are compared to
 	@bench/run $(BENCH)
 
 lint: install ## formatting, clippy with warnings as errors, shell, licences of dependencies, safety of the SQL
