@@ -368,7 +368,9 @@ fn fingerprint(row: &ExtensionRow) -> u64 {
         .bytes(&row.metadata)
         .text(Some(row.balancing.as_str()))
         .text(row.hash_key.as_deref())
-        .settings(&row.settings);
+        .settings(&row.settings)
+        .number(row.ejection_failures.map_or(u64::MAX, u64::from))
+        .number(u64::from(row.max_ejection_percent));
     // Rows have no order of their own.
     let mut versions: Vec<&VersionRow> = row.versions.iter().collect();
     versions.sort_unstable_by(|a, b| a.version.cmp(&b.version));

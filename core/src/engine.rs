@@ -409,6 +409,8 @@ fn row(document: &ExtensionDocument) -> Result<ExtensionRow, DocumentError> {
         balancing: Balancing::from_name(&document.balancing).unwrap_or_default(),
         hash_key: document.hash_key.clone(),
         settings: settings(&document.health),
+        ejection_failures: document.health.ejection_consecutive_failures,
+        max_ejection_percent: document.health.max_ejection_percent,
         versions,
         instances: document.instances.iter().map(instance_row).collect(),
     })

@@ -281,6 +281,10 @@ pub struct ExtensionRow {
     pub hash_key: Option<String>,
     /// Breaker settings.
     pub settings: breaker::Settings,
+    /// Failures in a row that eject an instance; `None` = off.
+    pub ejection_failures: Option<u32>,
+    /// Never more than this share of instances is ejected, in percent.
+    pub max_ejection_percent: u32,
     /// Its versions.
     pub versions: Vec<VersionRow>,
     /// Its instances.

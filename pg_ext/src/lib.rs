@@ -46,6 +46,9 @@ pub extern "C-unwind" fn _PG_init() {
             "Add ext_registry to shared_preload_libraries in postgresql.conf and restart Postgres.",
         );
     }
+    // Errors of users carry no backtraces, whatever the server's environment says.
+    // SAFETY: the postmaster has one thread here.
+    unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
     guc::define();
     shmem::install_hooks();
     invalidate::register_callbacks();

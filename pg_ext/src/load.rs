@@ -100,7 +100,11 @@ const SETTINGS: &[&CStr] = &[
     c"slow_call_rate_threshold",
     c"half_open_max_requests",
     c"breaker_mode",
+    c"ejection_consecutive_failures",
+    c"max_ejection_percent",
 ];
+/// Where the settings of ejection begin among [`SETTINGS`].
+const EJECTION: usize = 11;
 const RESETS: &[&CStr] = &[c"extension_id", c"version", c"epoch"];
 const STATE: &[&CStr] = &[c"uid", c"kind", c"name", c"snapshot"];
 const REPORTERS: &[&CStr] = &[c"reporter", c"seq"];
@@ -382,6 +386,8 @@ fn extension_as_of(snapshot: pg_sys::Snapshot, tables: &Tables, id: &str) -> Opt
     scan_as_of(snapshot, &tables.settings, &[Key::Text(id)], |row| {
         extras.own_settings |= row.own;
         found.settings = settings(row);
+        found.ejection_failures = row.int(EJECTION);
+        found.max_ejection_percent = row.int(EJECTION + 1).unwrap_or(50);
     });
     scan_as_of(snapshot, &tables.versions, &[Key::Text(id)], |row| {
         extras.own_settings |= row.own;
@@ -430,6 +436,8 @@ fn extension_row(row: &Row<'_>) -> ExtensionRow {
             .unwrap_or_default(),
         hash_key: row.text(10),
         settings: Settings::default(),
+        ejection_failures: Some(5),
+        max_ejection_percent: 50,
         versions: Vec::new(),
         instances: Vec::new(),
     }

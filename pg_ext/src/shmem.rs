@@ -51,8 +51,6 @@ pub struct Head {
     pub anchor_us: AtomicU64,
     /// The launcher's latch.
     pub launcher: AtomicPtr<pg_sys::Latch>,
-    /// Sessions that may still report.
-    pub sessions: AtomicI32,
     /// Reports that found nothing behind their ticket.
     pub stale_reports: AtomicU64,
     /// Decisions for targets without a place.
@@ -88,6 +86,10 @@ pub struct Database {
     pub flushed_us: AtomicU64,
     /// When a worker was last asked for, registry time.
     pub asked_us: AtomicU64,
+    /// Sessions in it that may still report.
+    pub sessions: AtomicU32,
+    /// Whether a command wants it for itself: its worker ends without waiting for sessions.
+    pub give_way: AtomicBool,
     /// Whether a session announced it, rather than the launcher on its round.
     pub announced: AtomicBool,
     /// Whether it, or the extension in it, is gone: it keeps this entry until the last of its places is free.
@@ -543,6 +545,8 @@ impl Shared {
             free.asked_us.store(0, Relaxed);
             free.announced.store(by_session, Relaxed);
             free.gone.store(false, Relaxed);
+            free.give_way.store(false, Relaxed);
+            free.sessions.store(0, Relaxed);
             free.oid.store(oid, Release);
             Some(free)
         });

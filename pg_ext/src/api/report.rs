@@ -19,7 +19,10 @@ pub fn attach(shared: &Shared) {
     if session::with(|session| std::mem::replace(&mut session.attached, true)) {
         return;
     }
-    shared.head.sessions.fetch_add(1, AcqRel);
+    // SAFETY: a global of this process.
+    if let Some(database) = shared.announce(unsafe { pg_sys::MyDatabaseId }.to_u32(), true) {
+        database.sessions.fetch_add(1, AcqRel);
+    }
     // SAFETY: runs in this process while shared memory is still there.
     unsafe { pg_sys::before_shmem_exit(Some(detach), pg_sys::Datum::from(0usize)) };
 }
@@ -27,9 +30,12 @@ pub fn attach(shared: &Shared) {
 #[pgrx::pg_guard]
 unsafe extern "C-unwind" fn detach(_code: i32, _argument: pg_sys::Datum) {
     let shared = shmem::get();
-    shared.head.sessions.fetch_sub(1, AcqRel);
     // SAFETY: a global of this process.
-    shared.wake_worker(unsafe { pg_sys::MyDatabaseId }.to_u32());
+    let oid = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    if let Some(database) = shared.database(oid) {
+        let _ = database.sessions.fetch_update(AcqRel, Acquire, |n| n.checked_sub(1));
+    }
+    shared.wake_worker(oid);
 }
 
 /// Frees what a call holds that nobody will report in time: its lease, and its place among the calls under way.

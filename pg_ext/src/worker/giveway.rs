@@ -25,85 +25,78 @@ pub fn install() {
     }
 }
 
-#[cfg(not(feature = "pg13"))]
-#[allow(clippy::too_many_arguments, reason = "the signature of the hook")]
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn utility(
-    statement: *mut pg_sys::PlannedStmt,
-    query: *const std::ffi::c_char,
-    read_only_tree: bool,
-    context: pg_sys::ProcessUtilityContext::Type,
-    parameters: pg_sys::ParamListInfo,
-    environment: *mut pg_sys::QueryEnvironment,
-    destination: *mut pg_sys::DestReceiver,
-    completion: *mut pg_sys::QueryCompletion,
-) {
-    // SAFETY: passes everything on as it came.
-    unsafe {
-        give_way((*statement).utilityStmt);
-        match PREVIOUS {
-            Some(previous) => pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| {
-                previous(
-                    statement,
-                    query,
-                    read_only_tree,
-                    context,
-                    parameters,
-                    environment,
-                    destination,
-                    completion,
-                );
-            }),
-            None => pg_sys::standard_ProcessUtility(
-                statement,
-                query,
-                read_only_tree,
-                context,
-                parameters,
-                environment,
-                destination,
-                completion,
-            ),
+/// The hook, with the arguments it has from 14 on, or without.
+///
+/// Nearly every command of the server passes here, and its errors must leave as they are. So no guard of pgrx stands around the next function,
+/// which would catch an error and raise a copy that lacks context and constraint names: an ERROR jumps over this frame, which holds nothing that
+/// would have to be dropped.
+macro_rules! utility_hook {
+    ($($read_only_tree:ident: $type:ty,)?) => {
+        unsafe extern "C-unwind" {
+            fn standard_ProcessUtility(
+                statement: *mut pg_sys::PlannedStmt,
+                query: *const std::ffi::c_char,
+                $($read_only_tree: $type,)?
+                context: pg_sys::ProcessUtilityContext::Type,
+                parameters: pg_sys::ParamListInfo,
+                environment: *mut pg_sys::QueryEnvironment,
+                destination: *mut pg_sys::DestReceiver,
+                completion: *mut pg_sys::QueryCompletion,
+            );
         }
-    }
+
+        #[allow(clippy::too_many_arguments, reason = "the signature of the hook")]
+        unsafe extern "C-unwind" fn utility(
+            statement: *mut pg_sys::PlannedStmt,
+            query: *const std::ffi::c_char,
+            $($read_only_tree: $type,)?
+            context: pg_sys::ProcessUtilityContext::Type,
+            parameters: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            destination: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        ) {
+            // SAFETY: passes everything on as it came. What is our own runs inside a guard, and is over before.
+            unsafe {
+                let node = (*statement).utilityStmt;
+                if is_about_a_database(node) {
+                    pg_sys::submodules::panic::pgrx_extern_c_guard(move || give_way(node));
+                }
+                match PREVIOUS {
+                    Some(next) => next(statement, query, $($read_only_tree,)? context, parameters, environment, destination, completion),
+                    None => standard_ProcessUtility(statement, query, $($read_only_tree,)? context, parameters, environment, destination, completion),
+                }
+            }
+        }
+    };
 }
 
 #[cfg(feature = "pg13")]
-#[pgrx::pg_guard]
-unsafe extern "C-unwind" fn utility(
-    statement: *mut pg_sys::PlannedStmt,
-    query: *const std::ffi::c_char,
-    context: pg_sys::ProcessUtilityContext::Type,
-    parameters: pg_sys::ParamListInfo,
-    environment: *mut pg_sys::QueryEnvironment,
-    destination: *mut pg_sys::DestReceiver,
-    completion: *mut pg_sys::QueryCompletion,
-) {
-    // SAFETY: passes everything on as it came.
+utility_hook!();
+#[cfg(not(feature = "pg13"))]
+utility_hook!(read_only_tree: bool,);
+
+/// Whether a command may need a database for itself.
+unsafe fn is_about_a_database(node: *mut pg_sys::Node) -> bool {
+    use pg_sys::NodeTag::{T_AlterDatabaseStmt, T_CreatedbStmt, T_DropdbStmt, T_RenameStmt};
+    // SAFETY: a parse tree; every node begins with its tag.
+    !node.is_null()
+        && matches!(
+            unsafe { (*node).type_ },
+            T_DropdbStmt | T_AlterDatabaseStmt | T_RenameStmt | T_CreatedbStmt
+        )
+}
+
+/// Whether the caller may do such things to a database: nobody else ends its worker.
+unsafe fn is_owner(oid: u32) -> bool {
+    let oid = pg_sys::Oid::from(oid);
+    // SAFETY: look-ups in the catalog.
     unsafe {
-        give_way((*statement).utilityStmt);
-        match PREVIOUS {
-            Some(previous) => pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| {
-                previous(
-                    statement,
-                    query,
-                    context,
-                    parameters,
-                    environment,
-                    destination,
-                    completion,
-                );
-            }),
-            None => pg_sys::standard_ProcessUtility(
-                statement,
-                query,
-                context,
-                parameters,
-                environment,
-                destination,
-                completion,
-            ),
-        }
+        #[cfg(any(feature = "pg13", feature = "pg14", feature = "pg15"))]
+        let owner = pg_sys::pg_database_ownercheck(oid, pg_sys::GetUserId());
+        #[cfg(not(any(feature = "pg13", feature = "pg14", feature = "pg15")))]
+        let owner = pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, oid, pg_sys::GetUserId());
+        owner || pg_sys::superuser()
     }
 }
 
@@ -111,9 +104,6 @@ unsafe extern "C-unwind" fn utility(
 unsafe fn give_way(node: *mut pg_sys::Node) {
     // SAFETY: a parse tree; the tag says which struct it is.
     let name = unsafe {
-        if node.is_null() {
-            return;
-        }
         match (*node).type_ {
             pg_sys::NodeTag::T_DropdbStmt => (*node.cast::<pg_sys::DropdbStmt>()).dbname.cast_const(),
             pg_sys::NodeTag::T_AlterDatabaseStmt => (*node.cast::<pg_sys::AlterDatabaseStmt>()).dbname.cast_const(),
@@ -137,7 +127,12 @@ unsafe fn give_way(node: *mut pg_sys::Node) {
     let Some(database) = shared.database(oid).filter(|_| oid != 0) else {
         return;
     };
-    // The launcher waits from now on before it starts another.
+    // SAFETY: inside a command, where the catalog can be read.
+    if !unsafe { is_owner(oid) } {
+        return;
+    }
+    // The worker flushes once and ends, and the launcher waits from now on before it starts another.
+    database.give_way.store(true, Relaxed);
     database.asked_us.store(clock::now_us(), Relaxed);
     let begun_us = clock::now_us();
     loop {

@@ -52,6 +52,7 @@ pub extern "C-unwind" fn ext_registry_worker_main(argument: pg_sys::Datum) {
         pg_sys::before_shmem_exit(Some(sign_off), argument);
         pg_sys::BackgroundWorkerInitializeConnectionByOid(pg_sys::Oid::from(oid), pg_sys::InvalidOid, 0);
         database.latch.store(pg_sys::MyLatch, Release);
+        database.give_way.store(false, Relaxed);
     }
     let Some(mut flusher) = find_extension(oid, database) else {
         // No extension here: not again before somebody announces it.
@@ -140,7 +141,10 @@ fn last_flush(shared: &Shared, database: &Database, flusher: &mut Flusher) {
     };
     flush(flusher);
     let begun = Instant::now();
-    while shared.head.sessions.load(Acquire) > 0 && begun.elapsed() < LAST_WAIT {
+    let waits = || database.sessions.load(Acquire) > 0 && !database.give_way.load(Relaxed);
+    while waits() && begun.elapsed() < LAST_WAIT {
+        // Where only this process was asked to end, transitions do not wait for the next worker.
+        flusher.events(shared, database);
         // SAFETY: waits for a session to sign off, which sets the latch; wakes on its own in between.
         unsafe {
             pg_sys::WaitLatch(
