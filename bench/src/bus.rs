@@ -12,7 +12,7 @@ use crate::Failure;
 use crate::cpu::Snapshot;
 use crate::database::Database;
 use crate::roles::load::{self, Outcome};
-use crate::roles::{READY, RELAY};
+use crate::roles::{READY, RELAY, RELAY_WITH_HEADERS};
 use crate::rounds::Sample;
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -22,6 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub enum Way {
     Bridge,
     Relay,
+    RelayWithHeaders,
 }
 
 /// Everything a call passes, running.
@@ -29,6 +30,7 @@ pub struct Bus {
     // In the order in which they are to end.
     bridge: Bridge,
     relay: Server,
+    relay_with_headers: Server,
     echo: Server,
     nats: Nats,
     database: Database,
@@ -42,17 +44,18 @@ impl Bus {
         let database = Database::start(&[], 5000);
         let nats = Nats::start();
         let directory = Directory::new("bench-", None);
-        let role = |name: &str| -> Result<Server, Failure> {
+        let role = |name: &str, arguments: &[&str]| -> Result<Server, Failure> {
             let mut command = Command::new(std::env::current_exe()?);
-            command.args([name, &nats.url()]);
-            let log = directory.path().join(name);
+            command.args([name, &nats.url()]).args(arguments);
+            let log = directory.path().join([&[name], arguments].concat().join(" "));
             let mut server = Server::start(name, &mut command, &log, Signal::SIGKILL);
             server.await_ready(DEADLINE, |server| server.log().contains(READY));
             Ok(server)
         };
         Ok(Self {
-            echo: role("echo")?,
-            relay: role("relay")?,
+            echo: role("echo", &[])?,
+            relay: role("relay", &[RELAY])?,
+            relay_with_headers: role("relay", &[RELAY_WITH_HEADERS, "--headers"])?,
             bridge: Bridge::start_on(&nats, database.cluster(), database.name(), flags),
             prefix: "beamline.bridge.v1.invoke.".to_owned(),
             nats,
@@ -77,7 +80,7 @@ impl Bus {
         }
         let expected = match way {
             Way::Bridge => outcome.calls,
-            Way::Relay => 0,
+            Way::Relay | Way::RelayWithHeaders => 0,
         };
         self.await_counts(counted, expected)?;
         Ok(Sample {
@@ -93,6 +96,7 @@ impl Bus {
         let subject = match way {
             Way::Bridge => &self.prefix,
             Way::Relay => RELAY,
+            Way::RelayWithHeaders => RELAY_WITH_HEADERS,
         };
         let mut child = Command::new(std::env::current_exe()?)
             .args([
@@ -121,6 +125,7 @@ impl Bus {
             match way {
                 Way::Bridge => ("bridge", self.bridge.pid()),
                 Way::Relay => ("relay", self.relay.pid()),
+                Way::RelayWithHeaders => ("relay", self.relay_with_headers.pid()),
             },
             ("postgres", self.database.cluster().pid()),
         ];

@@ -268,7 +268,7 @@ pub fn table(lines: &[Line]) -> String {
     text.push_str(
         "\nthis, other: medians. ratio: median of the rounds' own ratios (a difference where the unit is us), the least and the\n\
          greatest in brackets; this is what is judged. best: from the best run of each side. cpu us/call: of all processes that\n\
-         take part (figures 1-8: the server alone), this / other, least of the runs. foreign: cores busy with other things.\n",
+         take part (statements: the server alone), this / other, least of the runs. foreign: cores busy with other things.\n",
     );
     let disturbed = lines.iter().filter(|line| line.foreign > DISTURBED).count();
     if disturbed > 0 {

@@ -24,6 +24,7 @@ fn measure(effort: &Effort) -> Result<Vec<Line>, Failure> {
         &mut bus,
         &[
             ("relay, 64 in flight", &call(Way::Relay, 64)),
+            ("relay with headers, 64 in flight", &call(Way::RelayWithHeaders, 64)),
             ("bridge, 64 in flight", &call(Way::Bridge, 64)),
             ("relay, 1000 in flight", &call(Way::Relay, 1000)),
             ("bridge, 1000 in flight", &call(Way::Bridge, 1000)),
@@ -39,7 +40,18 @@ fn measure(effort: &Effort) -> Result<Vec<Line>, Failure> {
             Target::AtLeast(target),
         )
     };
-    let mut lines = vec![line(64, 0.70), line(1000, 0.60)];
+    let dressed = taken.of("relay with headers, 64 in flight");
+    let mut lines = vec![
+        line(64, 0.70),
+        Line::rates(
+            9,
+            "  bridge / relay with as many headers, 64 in flight",
+            taken.of("bridge, 64 in flight"),
+            dressed,
+            Target::None,
+        ),
+        line(1000, 0.60),
+    ];
     if std::thread::available_parallelism().is_ok_and(|cores| cores.get() >= CORES_FOR_LOOPS) {
         let mut both = (bus, Bus::start(&["--loops", "4"])?);
         let taken = interleave(

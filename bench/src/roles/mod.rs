@@ -13,6 +13,8 @@ use crate::Failure;
 pub const SERVICE: &str = "bench.service.";
 /// Where the relay listens, followed by an id too.
 pub const RELAY: &str = "bench.relay.";
+/// The same for the relay with headers.
+pub const RELAY_WITH_HEADERS: &str = "bench.relay_with_headers.";
 
 /// A request of about 300 bytes: what the bridge is asked to invoke, and what the relay hands on.
 pub const REQUEST: &str = r#"{"tenant_id":"t2","trace_id":"0af7651916cd43dd8448eb211c80319c","request_id":"r-0123456789","payload":{"message_id":"m-0123456789","message_type":"chat","payload":"The quick brown fox jumps over the lazy dog, again and again."},"metadata":{"channel":"web","language":"en","session_id":"s-0123456789"}}"#;
@@ -27,7 +29,14 @@ pub enum Role {
     Echo { url: String },
     /// One more request and reply for each request, and nothing else
     #[command(hide = true)]
-    Relay { url: String },
+    Relay {
+        url: String,
+        /// Where it listens, followed by the extension's id
+        subject: String,
+        /// With as many headers as the bridge adds
+        #[arg(long)]
+        headers: bool,
+    },
     /// Calls for a while and prints what came of it
     #[command(hide = true)]
     Load {
@@ -46,7 +55,7 @@ impl Role {
         runtime.block_on(async {
             match self {
                 Self::Echo { url } => echo::run(&connect(url).await?).await,
-                Self::Relay { url } => relay::run(connect(url).await?).await,
+                Self::Relay { url, subject, headers } => relay::run(connect(url).await?, subject, *headers).await,
                 Self::Load {
                     url,
                     subject,
