@@ -155,11 +155,28 @@ WHERE extension_id = 'norm';
 select tenant, version, reason from by_tenant;
 select version, circuit_breaker_state, window_failures, failure_count from extension_version_health where extension_id = 'norm' order by version;
 
--- Operators may take the decision over.
-update extension_health set breaker_mode = 'forced_open' where extension_id = 'norm';
+-- Operators may take the decision over, for the extension or for one version.
+select ext_breaker_force('norm', 'forced_open');
 select allowed, reason, retry_after_ms from ext_select('norm');
-update extension_health set breaker_mode = 'auto' where extension_id = 'norm';
-select allowed, reason, retry_after_ms from ext_select('norm');
+select circuit_breaker_state, open_versions, breaker_mode from extension_health where extension_id = 'norm';
+select stage, candidate, verdict, detail from ext_explain('norm');
+select ext_breaker_force('norm', 'auto');
+select ext_breaker_force('norm', 'forced_open', 'v2');
+select tenant, version, reason from by_tenant;
+select version, breaker_mode, circuit_breaker_state from extension_version_health where extension_id = 'norm' order by version;
+-- One that is forced closed, or only measured, counts and never opens; back in auto it begins as closed.
+select ext_breaker_force('norm', 'metrics_only', 'v2');
+select count(ext_report('norm', 'error', 1, version => 'v2')) from generate_series(1, 50);
+select tenant, version, reason from by_tenant;
+select ext_breaker_force('norm', 'auto', 'v2');
+select version, breaker_mode, circuit_breaker_state, failure_count from extension_version_health where extension_id = 'norm' order by version;
+select allowed, reason from ext_select('norm', '{"tenant_id": "tenant1"}');
+\set VERBOSITY terse
+select ext_breaker_force('norm', 'ajar');
+select ext_breaker_force('norm', null);
+select ext_breaker_force('nobody', 'auto');
+select ext_breaker_force('norm', 'auto', 'v9');
+\set VERBOSITY default
 
 delete from extensions where id = 'norm';
 select reason from ext_select('norm');

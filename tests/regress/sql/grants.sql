@@ -91,6 +91,7 @@ insert into attempts (statement) values
     ('delete from extension_instances'),
     ('update extension_health set slow_call_ms = 1'),
     ('select ext_breaker_reset(''a'')'),
+    ('select ext_breaker_force(''a'', ''forced_closed'')'),
     ('insert into extension_policies (tenant_id, policy_id, document) values (''t'', ''p'', ''{}'')'),
     ('delete from extension_policies'),
     ('select ext_register(''{"id": "a", "type": "pre", "subject": "s.z"}'')'),
