@@ -526,30 +526,43 @@ impl Breaker {
     ///
     /// Returns whether this call applied it, and the transition if it was not closed.
     pub fn reset(&self, number: u64, now_us: u64) -> (bool, Option<Transition>) {
-        let applied = self.resets.load(Acquire);
-        if number <= applied || self.resets.compare_exchange(applied, number, AcqRel, Relaxed).is_err() {
-            return (false, None);
+        loop {
+            let raw = self.word.load(Acquire);
+            let applied = self.resets.load(Acquire);
+            if number <= applied {
+                return (false, None);
+            }
+            // Closed first, the number moved afterwards: nobody may find it applied and be refused.
+            let Some(transition) = self.close_from(raw, now_us, Reason::Reset) else {
+                continue;
+            };
+            let first = self.resets.compare_exchange(applied, number, AcqRel, Relaxed).is_ok();
+            return (first, transition);
         }
-        (true, self.force_closed(now_us, Reason::Reset))
     }
 
     /// Closes whatever the state, with a new generation, so that no call under way moves it.
     pub fn force_closed(&self, now_us: u64, reason: Reason) -> Option<Transition> {
         loop {
-            let raw = self.word.load(Acquire);
-            let word = Word::unpack(raw);
-            self.window.clear();
-            let next = word.next(State::Closed, 0, word_ms(now_us));
-            if self.word.compare_exchange(raw, next.pack(), AcqRel, Relaxed).is_ok() {
-                let tally = Tally::default();
-                return (word.state != State::Closed).then_some(Transition {
-                    from: word.state,
-                    to: State::Closed,
-                    reason,
-                    tally,
-                });
+            if let Some(transition) = self.close_from(self.word.load(Acquire), now_us, reason) {
+                return transition;
             }
         }
+    }
+
+    /// Closes it if it still stands where it was seen; `None` if it has moved. The transition is `None` if it was closed already.
+    fn close_from(&self, raw: u64, now_us: u64, reason: Reason) -> Option<Option<Transition>> {
+        let word = Word::unpack(raw);
+        self.window.clear();
+        let next = word.next(State::Closed, 0, word_ms(now_us));
+        self.word.compare_exchange(raw, next.pack(), AcqRel, Relaxed).ok()?;
+        let tally = Tally::default();
+        Some((word.state != State::Closed).then_some(Transition {
+            from: word.state,
+            to: State::Closed,
+            reason,
+            tally,
+        }))
     }
 
     /// The number of the last reset applied.

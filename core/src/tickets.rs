@@ -218,7 +218,7 @@ impl<'a> Table<'a> {
     }
 
     /// Lets every call lapse whose deadline has passed, and tells `release` of each; frees those that lapsed `keep_us` ago.
-    /// Returns how many entries are in use.
+    /// Returns how many calls are under way.
     pub fn sweep(&self, now_us: u64, keep_us: u64, mut release: impl FnMut(&Call)) -> usize {
         let mut used = 0;
         for entry in self.entries {
@@ -230,18 +230,19 @@ impl<'a> Table<'a> {
                 }
                 _ => {}
             }
-            used += usize::from(entry.word.load(Relaxed) & 3 != FREE);
+            used += usize::from(is_under_way(entry));
         }
         used
     }
 
-    /// How many entries are in use.
+    /// How many calls are under way. Lapsed ones do not count: they give way at once.
     pub fn used(&self) -> usize {
-        self.entries
-            .iter()
-            .filter(|entry| entry.word.load(Relaxed) & 3 != FREE)
-            .count()
+        self.entries.iter().filter(|entry| is_under_way(entry)).count()
     }
+}
+
+fn is_under_way(entry: &Entry) -> bool {
+    matches!(entry.word.load(Relaxed) & 3, WRITING | BUSY)
 }
 
 /// Lets a call lapse whose deadline has passed.
@@ -304,9 +305,10 @@ mod tests {
         let table = Table::new(&memory, 1);
         let ticket = table.issue(&mut 0, &call(1, 100), 10, |_| ());
         let mut released = vec![];
-        assert_eq!(table.sweep(101, 1000, |call| released.push(*call)), 1);
+        assert_eq!(table.sweep(100, 1000, |call| released.push(*call)), 1);
+        assert_eq!(table.sweep(101, 1000, |call| released.push(*call)), 0);
         assert_eq!(released, [call(1, 100)]);
-        assert_eq!(table.sweep(102, 1000, |call| released.push(*call)), 1);
+        assert_eq!(table.sweep(102, 1000, |call| released.push(*call)), 0);
         assert_eq!(released.len(), 1, "released once");
         assert!(table.take(ticket).unwrap().lapsed);
         let ticket = table.issue(&mut 0, &call(1, 100), 10, |_| ());

@@ -2,11 +2,12 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use ext_registry_core::compile::Compiled;
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::{IntoDatum, pg_sys};
 
 use crate::datum::nullable;
-use crate::{clock, registry, shmem, tuple};
+use crate::{clock, load, registry, shmem, tuple};
 
 crate::pg_function! {
     /// `_ext_status()`.
@@ -43,8 +44,9 @@ crate::pg_function! {
     /// `_ext_epoch(id)`: the fingerprint of an extension's configuration.
     _ext_epoch, pg_finfo__ext_epoch, |args| {
         let id = args.text(0).unwrap_or_default();
-        match registry::get(args.function(), &id) {
-            Some(image) => pg_sys::Datum::from(image.compiled.epoch as i64),
+        // Read anew: a commit is visible before its message comes, and whoever compares epochs must not overwrite it.
+        match load::extension(&registry::tables(args.function()), &id) {
+            Some((row, _)) => pg_sys::Datum::from(Compiled::new(row).epoch as i64),
             None => args.null(),
         }
     }

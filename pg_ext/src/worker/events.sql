@@ -11,6 +11,7 @@ written as (
         case when m.requests > 0 then m.failures::double precision / m.requests end
     from moved m
     join @schema@.extensions e on e.uid = m.uid
+    where @extensions@::regclass = @registry@::oid
     order by m.number
     returning extension_id, version, from_state, to_state, reason, failures, requests
 )

@@ -23,6 +23,8 @@ pub struct Flusher {
     /// The oid of the table `extensions`.
     registry: u32,
     schema: String,
+    /// The name of that table as a literal: what is written checks that it is still the same one, after it has waited for whoever drops it.
+    extensions: String,
     /// By key of the target: the last minute whose metrics are written for good.
     minutes: HashMap<u64, u64>,
 }
@@ -47,27 +49,33 @@ struct Batches {
 impl Flusher {
     /// Looks for the extension in this database.
     pub fn new(database: u32) -> Option<Self> {
-        let (schema, registry) = find()?;
+        let (schema, registry, extensions) = find()?;
         Some(Self {
             database,
             registry,
             schema,
+            extensions,
             minutes: HashMap::new(),
         })
     }
 
     /// Looks again: the extension may have been dropped, and created again elsewhere. Returns whether it is there.
     pub fn look_again(&mut self) -> bool {
-        let Some((schema, registry)) = find() else { return false };
+        let Some((schema, registry, extensions)) = find() else {
+            return false;
+        };
         if registry != self.registry {
             self.minutes.clear();
         }
-        (self.schema, self.registry) = (schema, registry);
+        (self.schema, self.registry, self.extensions) = (schema, registry, extensions);
         true
     }
 
     fn sql(&self, statement: &str) -> String {
-        statement.replace("@schema@", &self.schema)
+        statement
+            .replace("@schema@", &self.schema)
+            .replace("@extensions@", &self.extensions)
+            .replace("@registry@", &self.registry.to_string())
     }
 
     /// Writes the transitions that have happened since the last call, and logs them.
@@ -242,18 +250,19 @@ impl Flusher {
 }
 
 /// The schema of the extension in this database, and the oid of its table `extensions`.
-fn find() -> Option<(String, u32)> {
+fn find() -> Option<(String, u32, String)> {
     BackgroundWorker::transaction(|| {
         // Nothing of a worker waits for a synchronous standby, and nothing depends on a search_path.
         Spi::run("set synchronous_commit = local; set search_path = pg_catalog").ok()?;
-        let row = Spi::get_two::<String, pg_sys::Oid>(
-            "select pg_catalog.quote_ident(n.nspname), c.oid from pg_catalog.pg_extension e \
+        let row = Spi::get_three::<String, pg_sys::Oid, String>(
+            "select pg_catalog.quote_ident(n.nspname), c.oid, \
+             pg_catalog.quote_literal(pg_catalog.quote_ident(n.nspname) || '.extensions') from pg_catalog.pg_extension e \
              join pg_catalog.pg_namespace n on n.oid = e.extnamespace \
              join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = 'extensions' \
              where e.extname = 'ext_registry'",
         );
-        let (schema, registry) = row.ok()?;
-        Some((schema?, registry?.to_u32()))
+        let (schema, registry, extensions) = row.ok()?;
+        Some((schema?, registry?.to_u32(), extensions?))
     })
 }
 

@@ -9,6 +9,7 @@ from unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
     as m (uid, kind, name, minute, latency, success, error, timeout, no_responders, invalid_response, cancelled, caller_error,
         circuit_open, retries)
 join @schema@.extensions e on e.uid = m.uid
+where @extensions@::regclass = @registry@::oid
 order by m.minute, e.id, m.kind, m.name
 on conflict (minute, extension_id, version, instance_id) do update
     set latency = excluded.latency, success = excluded.success, error = excluded.error, timeout = excluded.timeout,
