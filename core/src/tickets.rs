@@ -31,6 +31,9 @@ const PATIENCE: usize = 4;
 const NEIGHBOURHOOD: u32 = 128;
 /// After this many entries in use in a row it moves elsewhere.
 const CROWD: usize = 8;
+/// Multiplier and increment of that move. Together with the seven steps before it they make a congruential generator of full period
+/// (Hull and Dobell 1962: multiplier 1 mod 4, sum of the increments odd), so that no session is confined to a part of the table.
+const JUMP: (u32, u32) = (0x915f_77f5, 0x9e37_79ba);
 
 const FREE: u64 = 0;
 const WRITING: u64 = 1;
@@ -167,7 +170,7 @@ impl<'a> Table<'a> {
             }
             // A small table is looked through one by one; in a large one a crowd is left by a jump.
             *cursor = if looked_at % CROWD == 0 && self.entries.len() > PROBES {
-                cursor.wrapping_mul(0x915f_77f5).wrapping_add(0x9e37_79b9)
+                cursor.wrapping_mul(JUMP.0).wrapping_add(JUMP.1)
             } else {
                 cursor.wrapping_add(1)
             };
@@ -359,6 +362,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_session_can_fill_the_table_from_anywhere(mut cursor in any::<u32>()) {
+            let memory = entries(8192);
+            let table = Table::new(&memory, 1);
+            for n in 0..8192 * 95 / 100 {
+                prop_assert_ne!(table.issue(&mut cursor, &call(n, 100), 10, |_| ()), 0, "after {}", n);
+            }
+        }
+
         #[test]
         fn any_number_is_a_safe_ticket(ticket in any::<u64>()) {
             let memory = entries(4);
