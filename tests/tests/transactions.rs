@@ -91,7 +91,7 @@ async fn own_changes_are_seen_at_once_and_by_others_from_commit_on() {
     let (writer, _) = writer(&database).await;
     let other = database.connect().await;
     let readers = readers(&database).await;
-    // How a transaction may begin and end. `!` is done by another session.
+    // How a transaction may begin and end. `!` is done by another session. (Names of prepared ones are the cluster's.)
     let ways: &[(&str, &[&str])] = &[
         ("begin", &["commit"]),
         ("begin isolation level repeatable read", &["commit"]),
@@ -103,10 +103,10 @@ async fn own_changes_are_seen_at_once_and_by_others_from_commit_on() {
             &["commit"],
         ),
         ("begin; set local session_replication_role = replica", &["commit"]),
-        ("begin", &["prepare transaction 'way'", "!commit prepared 'way'"]),
+        ("begin", &["prepare transaction 'kept'", "!commit prepared 'kept'"]),
         (
             "begin; savepoint s",
-            &["release s", "prepare transaction 'way'", "!commit prepared 'way'"],
+            &["release s", "prepare transaction 'kept'", "!commit prepared 'kept'"],
         ),
     ];
     for (begin, end) in ways {
@@ -160,7 +160,10 @@ async fn what_is_undone_leaves_nothing() {
             &["rollback to t", "release s", "commit"],
         ),
         ("begin", &["rollback and chain", "commit"]),
-        ("begin", &["prepare transaction 'way'", "!rollback prepared 'way'"]),
+        (
+            "begin",
+            &["prepare transaction 'undone'", "!rollback prepared 'undone'"],
+        ),
         ("begin; set local session_replication_role = replica", &["rollback"]),
     ];
     for (begin, end) in ways {

@@ -54,7 +54,10 @@ async fn a_reset_takes_place_at_commit() {
         ("begin", &["commit"]),
         ("begin isolation level serializable", &["commit"]),
         ("begin; savepoint s", &["release s", "commit"]),
-        ("begin", &["prepare transaction 'reset'", "!commit prepared 'reset'"]),
+        (
+            "begin",
+            &["prepare transaction 'reset kept'", "!commit prepared 'reset kept'"],
+        ),
     ];
     for (begin, end) in ways {
         let session = opened(&database).await;
@@ -103,7 +106,10 @@ async fn a_reset_that_is_undone_leaves_everything_as_it_was() {
         ("begin", "rollback"),
         ("begin; savepoint s", "rollback to s; commit"),
         ("begin; savepoint s", "release s; rollback"),
-        ("begin", "prepare transaction 'reset'; rollback prepared 'reset'"),
+        (
+            "begin",
+            "prepare transaction 'reset undone'; rollback prepared 'reset undone'",
+        ),
     ] {
         session.run(begin).await;
         session.run(RESET).await;
