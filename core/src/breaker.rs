@@ -156,6 +156,9 @@ pub struct Admitted {
     pub transition: Option<Transition>,
 }
 
+/// The breaker no longer stands where it was seen.
+struct Moved;
+
 /// One breaker. All zero bytes are a closed one that has seen nothing.
 #[derive(Debug)]
 #[repr(C)]
@@ -533,7 +536,7 @@ impl Breaker {
                 return (false, None);
             }
             // Closed first, the number moved afterwards: nobody may find it applied and be refused.
-            let Some(transition) = self.close_from(raw, now_us, Reason::Reset) else {
+            let Ok(transition) = self.close_from(raw, now_us, Reason::Reset) else {
                 continue;
             };
             let first = self.resets.compare_exchange(applied, number, AcqRel, Relaxed).is_ok();
@@ -544,20 +547,22 @@ impl Breaker {
     /// Closes whatever the state, with a new generation, so that no call under way moves it.
     pub fn force_closed(&self, now_us: u64, reason: Reason) -> Option<Transition> {
         loop {
-            if let Some(transition) = self.close_from(self.word.load(Acquire), now_us, reason) {
+            if let Ok(transition) = self.close_from(self.word.load(Acquire), now_us, reason) {
                 return transition;
             }
         }
     }
 
-    /// Closes it if it still stands where it was seen; `None` if it has moved. The transition is `None` if it was closed already.
-    fn close_from(&self, raw: u64, now_us: u64, reason: Reason) -> Option<Option<Transition>> {
+    /// Closes it if it still stands where it was seen. The transition is `None` if it was closed already.
+    fn close_from(&self, raw: u64, now_us: u64, reason: Reason) -> Result<Option<Transition>, Moved> {
         let word = Word::unpack(raw);
         self.window.clear();
         let next = word.next(State::Closed, 0, word_ms(now_us));
-        self.word.compare_exchange(raw, next.pack(), AcqRel, Relaxed).ok()?;
+        self.word
+            .compare_exchange(raw, next.pack(), AcqRel, Relaxed)
+            .map_err(|_| Moved)?;
         let tally = Tally::default();
-        Some((word.state != State::Closed).then_some(Transition {
+        Ok((word.state != State::Closed).then_some(Transition {
             from: word.state,
             to: State::Closed,
             reason,
