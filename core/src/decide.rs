@@ -688,17 +688,3 @@ fn show(value: Option<&Value<'_>>) -> String {
         Some(Value::Composite) => "(not a scalar)".to_owned(),
     }
 }
-
-/// No live state: every breaker is closed.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Stateless;
-
-impl Live for Stateless {
-    fn version(&self, _target: usize) -> Option<&Target> {
-        None
-    }
-
-    fn instance(&self, _place: usize) -> Option<&Target> {
-        None
-    }
-}

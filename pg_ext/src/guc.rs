@@ -22,7 +22,7 @@ pub fn define() {
     GucRegistry::define_int_guc(
         c"ext_registry.max_targets",
         c"Versions and instances with live state, in all databases together.",
-        c"Each takes about 34 kB of shared memory. Targets beyond it are called without breaker and statistics.",
+        c"Each takes about 32 kB of shared memory. Targets beyond it are called without breaker and statistics.",
         &MAX_TARGETS,
         16,
         1_000_000,
