@@ -122,9 +122,9 @@ comment on column @extschema@.extension_health.slow_call_rate_threshold is
     'Setting (NULL): share of slow calls in the window that opens.';
 comment on column @extschema@.extension_health.breaker_mode is 'Setting (auto): auto, forced_open, forced_closed or metrics_only.';
 comment on column @extschema@.extension_health.ejection_consecutive_failures is
-    'Setting (5): failures in a row that take an instance out for a while; NULL: none do.';
+    'Setting (5): failures in a row that take an instance out for a while; NULL: none do. Stored; instances are not ejected yet.';
 comment on column @extschema@.extension_health.max_ejection_percent is
-    'Setting (50): at most this share of the instances is out at once.';
+    'Setting (50): at most this share of the instances is out at once. Stored; instances are not ejected yet.';
 
 create view @extschema@.extension_version_health as
 select
@@ -237,7 +237,7 @@ comment on column @extschema@.extension_instance_health.health_status is 'As reg
 comment on column @extschema@.extension_instance_health.draining is 'As registered.';
 comment on column @extschema@.extension_instance_health.eligible is 'Whether it may be chosen now.';
 comment on column @extschema@.extension_instance_health.weight is 'As registered.';
-comment on column @extschema@.extension_instance_health.effective_weight is 'What is left of it: halved if degraded, rising after an ejection.';
+comment on column @extschema@.extension_instance_health.effective_weight is 'What is left of it: halved if degraded.';
 comment on column @extschema@.extension_instance_health.ejected_until is 'Until when it is left out because calls to it failed.';
 comment on column @extschema@.extension_instance_health.success_rate is 'Successes / outcomes of the last 5 minutes.';
 comment on column @extschema@.extension_instance_health.success_count is 'Successes since the statistics were last reset.';
