@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::balance::Schedule;
 use crate::breaker::Settings;
+use crate::ejection::{self, RAMP_STEPS};
 use crate::model::{Balancing, ExtensionRow, Health, InstanceRow, Kind, Tenants, VersionRow};
 use crate::natural;
 use crate::rules::{RuleError, RuleSet};
@@ -32,6 +33,8 @@ pub struct Compiled {
     pub balancing: Balancing,
     /// The context key for consistent hashing.
     pub hash_key: Option<Box<str>>,
+    /// When instances are ejected.
+    pub ejection: ejection::Settings,
     /// Fingerprint of the configuration: equal where the configuration is.
     pub epoch: u64,
     /// The versions in the order in which they are tried; the last one is the extension's own row.
@@ -93,18 +96,26 @@ pub struct Instance {
 pub struct Pool {
     /// All with a row.
     pub members: Box<[u32]>,
-    /// Those that may be chosen.
+    /// Those that may be chosen, by what is declared; ascending.
     pub eligible: Box<[u32]>,
     /// Those that may be chosen where none is eligible.
     pub reserve: Box<[u32]>,
     schedule: OnceLock<Option<Schedule>>,
+    reserve_schedule: OnceLock<Option<Schedule>>,
 }
 
 impl Pool {
     /// The cycle over [`Pool::eligible`].
     pub fn schedule(&self, extension: &Compiled) -> Option<&Schedule> {
         self.schedule
-            .get_or_init(|| extension.schedule_of(&self.eligible))
+            .get_or_init(|| extension.schedule_of(&self.eligible, |_| RAMP_STEPS))
+            .as_ref()
+    }
+
+    /// The cycle over [`Pool::reserve`].
+    pub fn reserve_schedule(&self, extension: &Compiled) -> Option<&Schedule> {
+        self.reserve_schedule
+            .get_or_init(|| extension.schedule_of(&self.reserve, |_| RAMP_STEPS))
             .as_ref()
     }
 }
@@ -196,6 +207,7 @@ impl Compiled {
             tenants: row.tenants,
             balancing: row.balancing,
             hash_key: row.hash_key.map(Into::into),
+            ejection: row.ejection,
             epoch,
             versions: versions.into(),
             targets: targets.into(),
@@ -209,11 +221,12 @@ impl Compiled {
         self.versions.len() - 1
     }
 
-    /// The cycle over these instances by this extension's way of balancing; instances without any weight count alike.
-    pub fn schedule_of(&self, places: &[u32]) -> Option<Schedule> {
+    /// The cycle over these instances by this extension's way of balancing, each with so many `tenths` of its weight; instances without
+    /// any weight count alike.
+    pub fn schedule_of(&self, places: &[u32], tenths: impl Fn(u32) -> u32) -> Option<Schedule> {
         let weight = |place: &u32| match self.balancing {
-            Balancing::RoundRobin => 1,
-            _ => self.instances[*place as usize].weight,
+            Balancing::RoundRobin => tenths(*place),
+            _ => self.instances[*place as usize].weight * tenths(*place),
         };
         let weights: Vec<u32> = places.iter().map(weight).collect();
         Schedule::new(&weights).or_else(|| Schedule::new(&vec![1; places.len()]))
@@ -315,6 +328,7 @@ impl Pool {
             reserve: select(|instance| instance.available),
             members: members.into(),
             schedule: OnceLock::new(),
+            reserve_schedule: OnceLock::new(),
         }
     }
 }
@@ -369,8 +383,8 @@ fn fingerprint(row: &ExtensionRow) -> u64 {
         .text(Some(row.balancing.as_str()))
         .text(row.hash_key.as_deref())
         .settings(&row.settings)
-        .number(row.ejection_failures.map_or(u64::MAX, u64::from))
-        .number(u64::from(row.max_ejection_percent));
+        .number(row.ejection.after.map_or(u64::MAX, u64::from))
+        .number(u64::from(row.ejection.max_percent));
     // Rows have no order of their own.
     let mut versions: Vec<&VersionRow> = row.versions.iter().collect();
     versions.sort_unstable_by(|a, b| a.version.cmp(&b.version));

@@ -8,6 +8,7 @@ use ext_registry_core::decide::Reason;
 use ext_registry_core::engine::{Engine, EngineDecision};
 use ext_registry_core::fixture::ExtensionDocument;
 use ext_registry_core::outcome::Outcome;
+use ext_registry_core::target::Turn;
 use proptest::prelude::*;
 use serde_json::{Map, Value as Json, json};
 
@@ -361,7 +362,7 @@ fn explaining_changes_nothing_and_names_everybody() {
             "{candidate}: {findings:#?}"
         );
     }
-    assert_eq!(e.version_targets("normalize_text")[0].next_turn(), 0);
+    assert_eq!(e.version_targets("normalize_text")[0].next_turn(Turn::Whole), 0);
     assert_eq!(e.version_targets("normalize_text")[0].in_flight(), 0);
     select(&mut e, json!({}));
     assert_eq!(

@@ -39,9 +39,14 @@ extension_sql_file!(
 );
 extension_sql_file!("../../sql/52_lookup.sql", name = "52_lookup", requires = ["51_breaker"]);
 extension_sql_file!(
+    "../../sql/53_history.sql",
+    name = "53_history",
+    requires = ["52_lookup"]
+);
+extension_sql_file!(
     "../../sql/60_documents.sql",
     name = "60_documents",
-    requires = ["52_lookup"]
+    requires = ["53_history"]
 );
 extension_sql_file!(
     "../../sql/70_status.sql",

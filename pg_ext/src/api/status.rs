@@ -27,7 +27,7 @@ crate::pg_function! {
             nullable(pid),
             nullable(at),
             nullable(flushed.map(|us| now_us.saturating_sub(us) as f64 / 1000.0)),
-            (shared.head.targets_used.load(Relaxed) as i32).into_datum(),
+            (shared.head.places.used.load(Relaxed) as i32).into_datum(),
             (shared.slots.len() as i32).into_datum(),
             (tickets.used() as i32).into_datum(),
             (tickets.len() as i32).into_datum(),
