@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::balance::Schedule;
 use crate::breaker::Settings;
 use crate::ejection::{self, RAMP_STEPS};
+use crate::levels::Level;
 use crate::model::{Balancing, ExtensionRow, Health, InstanceRow, Kind, Tenants, VersionRow};
 use crate::natural;
 use crate::rules::{RuleError, RuleSet};
@@ -39,6 +40,8 @@ pub struct Compiled {
     pub epoch: u64,
     /// The versions in the order in which they are tried; the last one is the extension's own row.
     pub versions: Box<[Version]>,
+    /// The rows of `extension_versions` among them, by specificity.
+    pub(crate) levels: Box<[Level]>,
     /// The names of the versions with a breaker of their own; versions refer to them by position.
     pub targets: Box<[Box<str>]>,
     /// All instances, by id.
@@ -198,6 +201,7 @@ impl Compiled {
             .map(|(target, (version, pool))| Version::new(version, target, pool, row.settings))
             .collect();
         versions.sort_by(Version::order);
+        let levels = Level::of(&versions);
         versions.push(own);
         Self {
             id: row.id.into(),
@@ -210,6 +214,7 @@ impl Compiled {
             ejection: row.ejection,
             epoch,
             versions: versions.into(),
+            levels,
             targets: targets.into(),
             instances: compiled_instances,
             warnings,

@@ -4,9 +4,10 @@
 //! What is live comes through [`Live`], so that the host says where it lies.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::rc::Rc;
 
-use crate::breaker::{Admission, Lease, Settings, State, Transition};
+use crate::breaker::{Admission, Lease, Mode, Settings, State, Transition};
 use crate::compile::{Compiled, Version};
 use crate::context::{Context, Value};
 use crate::fitness::{Effects, Fitness};
@@ -303,24 +304,30 @@ struct Search<'a, 'r, C: ?Sized, L> {
 impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
     /// Tries the rows of `extension_versions`, level by level of equal specificity.
     fn rows<W: Witness>(&mut self, witness: &mut W) {
-        let rows = &self.extension.versions[..self.extension.own()];
-        let mut start = 0;
         let mut taken = false;
-        while start < rows.len() && (W::WATCHES || !taken) {
-            let specificity = rows[start].specificity();
-            let end = start
-                + rows[start..]
-                    .iter()
-                    .take_while(|v| v.specificity() == specificity)
-                    .count();
-            taken |= self.level(start..end, taken, witness);
-            start = end;
+        for level in &self.extension.levels {
+            if taken && !W::WATCHES {
+                break;
+            }
+            let all = level.places.clone();
+            taken |= match level.candidates(self.request.context) {
+                Some(places) if !W::WATCHES => self.level(places.iter().copied(), all, taken, witness),
+                _ => self.level(all.clone(), all, taken, witness),
+            };
         }
     }
 
     /// Tries the versions of one level. Returns whether the request's search ends here: somebody's share took it, and it was not
     /// refused by all. A refused request goes on to the next matching version.
-    fn level<W: Witness>(&mut self, places: std::ops::Range<usize>, taken: bool, witness: &mut W) -> bool {
+    ///
+    /// `places` are those of `all` that may match, in order.
+    fn level<W: Witness>(
+        &mut self,
+        places: impl Iterator<Item = usize> + Clone,
+        all: Range<usize>,
+        taken: bool,
+        witness: &mut W,
+    ) -> bool {
         let extension = self.extension;
         let matching = |place: &usize| {
             let version = &extension.versions[*place];
@@ -332,7 +339,7 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
         };
         // Nearly always one version matches, or the first has the whole share: nothing to collect then.
         let Some(first) = places.clone().find(matching) else {
-            self.explain_mismatches(places, witness);
+            self.explain_mismatches(all, witness);
             return false;
         };
         let whole = extension.versions[first].rollout == 10_000;
@@ -381,11 +388,11 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
                 return true;
             }
         }
-        self.explain_mismatches(places, witness);
+        self.explain_mismatches(all, witness);
         served
     }
 
-    fn explain_mismatches<W: Witness>(&self, places: std::ops::Range<usize>, witness: &mut W) {
+    fn explain_mismatches<W: Witness>(&self, places: Range<usize>, witness: &mut W) {
         if !W::WATCHES {
             return;
         }
@@ -500,10 +507,10 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
             }
         };
         witness.see(|| {
-            let breaker = if lease.is_some() {
-                "half-open, this call would be a probe"
-            } else {
-                "closed"
+            let breaker = match version.settings.mode {
+                _ if lease.is_some() => "half-open, this call would be a probe",
+                Mode::Auto => "closed",
+                mode => mode.as_str(),
             };
             found(
                 "version",

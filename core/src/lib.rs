@@ -24,6 +24,7 @@ pub mod fixture;
 pub mod hdr;
 pub mod histogram;
 pub mod ident;
+mod levels;
 pub mod merge;
 pub mod model;
 pub mod natural;

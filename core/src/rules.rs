@@ -74,6 +74,16 @@ impl RuleSet {
         self.conditions.iter().find(|condition| !condition.holds(context))
     }
 
+    /// The keys for which the value must be one of some strings, and these.
+    pub fn string_keys(&self) -> impl Iterator<Item = (&str, impl Iterator<Item = &str>)> {
+        self.conditions
+            .iter()
+            .filter_map(|condition| match (&condition.path, &condition.test) {
+                (None, Test::AnyOf(scalars)) => Some((&*condition.key, scalars.only_strings()?)),
+                _ => None,
+            })
+    }
+
     /// Whether no request at all can match: some key has an empty list.
     pub fn never_matches(&self) -> bool {
         self.conditions

@@ -239,10 +239,8 @@ impl Target {
         bytes
     }
 
-    /// Puts a snapshot back. Only while nobody else uses the target. On an error the target is unchanged.
-    ///
-    /// Returns minute, sum and maximum (microseconds) of the minutes the snapshot knows.
-    pub fn restore(&self, bytes: &[u8]) -> Result<Vec<(u64, u64, u64)>, SnapshotError> {
+    /// The words of a snapshot.
+    fn words_of(bytes: &[u8]) -> Result<[u64; Self::WORDS + Self::MINUTE_WORDS], SnapshotError> {
         let (format, rest) = bytes.split_first().ok_or(SnapshotError("it is empty"))?;
         if *format != Self::FORMAT {
             return Err(SnapshotError("unknown format"));
@@ -258,6 +256,22 @@ impl Target {
             let place = words.get_mut(usize::from(u16::from_le_bytes(*position)));
             *place.ok_or(SnapshotError("a position is out of range"))? = u64::from_le_bytes(*word);
         }
+        Ok(words)
+    }
+
+    /// The ejection in a snapshot, if it can be read.
+    pub fn ejection_of(bytes: &[u8]) -> Option<Ejection> {
+        let words = Self::words_of(bytes).ok()?;
+        let ejection = Ejection::default();
+        ejection.restore(std::array::from_fn(|word| words[Breaker::WORDS + word]));
+        Some(ejection)
+    }
+
+    /// Puts a snapshot back. Only while nobody else uses the target. On an error the target is unchanged.
+    ///
+    /// Returns minute, sum and maximum (microseconds) of the minutes the snapshot knows.
+    pub fn restore(&self, bytes: &[u8]) -> Result<Vec<(u64, u64, u64)>, SnapshotError> {
+        let words = Self::words_of(bytes)?;
         let (words, minutes) = words.split_at(Self::WORDS);
         let (breaker, rest) = words.split_at(Breaker::WORDS);
         let (ejection, rest) = rest.split_at(Ejection::WORDS);

@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 
 use crate::clock;
 use crate::load::{Extras, Tables};
-use crate::persist::Saved;
+use crate::persist::{self, Saved};
 use crate::shmem::{INSTANCE, Identity, Shared, Slot, VERSION};
 use crate::small_map::SmallMap;
 
@@ -177,6 +177,9 @@ impl Image {
         let identity = self.identity(position);
         let saved = Saved::read(&self.tables, &self.compiled.id, &identity);
         let place = shared.claim(identity, |target| saved.restore(target));
+        if place.is_some() && position < self.compiled.targets.len() {
+            self.recall_ejections(shared);
+        }
         if place.is_none() {
             self.ask_again_us.set(now_us + ASK_AGAIN_US);
             let warned = shared.head.warned_us.load(Relaxed);
@@ -196,6 +199,28 @@ impl Image {
             }
         }
         place
+    }
+
+    /// Gives places to those instances that were out, or coming back, when they were last written down: so an ejection outlives a restart.
+    /// Called when a version gets a place: by the first decision for it.
+    fn recall_ejections(&self, shared: &Shared) {
+        if self.compiled.ejection.after.is_none() || self.compiled.instances.is_empty() {
+            return;
+        }
+        let now_us = clock::now_us();
+        let mut out = false;
+        for (name, ejection) in persist::saved_ejections(&self.tables, self.compiled.uid) {
+            let instances = &self.compiled.instances;
+            if ejection.standing(now_us) != Standing::Fit
+                && let Ok(instance) = instances.binary_search_by(|instance| (*instance.id).cmp(&*name))
+                && self.resolve(self.instance_position(instance), shared).is_some()
+            {
+                out = true;
+            }
+        }
+        if out {
+            shared.suspect(self.compiled.uid);
+        }
     }
 
     /// A target that has a place, not pinned; gives it none.
@@ -335,12 +360,11 @@ impl Image {
         targets
     }
 
-    /// Until when an instance is ejected, registry time.
-    pub fn ejected_until_us(&self, live: &Target, now_us: u64) -> Option<u64> {
-        self.compiled.ejection.after?;
-        match live.ejection.standing(now_us) {
-            Standing::Ejected { until_us } => Some(until_us),
-            Standing::Fit | Standing::Returning { .. } => None,
+    /// Where an instance stands.
+    pub fn standing(&self, live: &Target, now_us: u64) -> Standing {
+        match self.compiled.ejection.after {
+            Some(_) => live.ejection.standing(now_us),
+            None => Standing::Fit,
         }
     }
 

@@ -2,13 +2,14 @@
 //!
 //! So nothing has to be loaded at server start, a decision never runs ahead of a loader, and a standby reads what its primary has written.
 
+use ext_registry_core::ejection::Ejection;
 use ext_registry_core::hdr::Hdr;
 use ext_registry_core::histogram::{MinuteSnapshot, SUB_WINDOWS};
 use ext_registry_core::target::{Target, minute};
 
 use crate::clock;
 use crate::load::{self, Key, Tables};
-use crate::shmem::{Identity, VERSION};
+use crate::shmem::{INSTANCE, Identity, VERSION};
 
 /// What was written down of one target.
 #[derive(Default)]
@@ -80,6 +81,20 @@ fn minute_of(row: &load::Row<'_>) -> MinuteSnapshot {
         *place = row.big(4 + which).unwrap_or(0).max(0) as u64;
     }
     snapshot
+}
+
+/// The ejections of an extension's instances, as they were written down, by name.
+pub fn saved_ejections(tables: &Tables, uid: u64) -> Vec<(String, Ejection)> {
+    let mut saved = Vec::new();
+    load::scan(
+        &tables.state,
+        &[Key::Int8(uid as i64), Key::Int2(INSTANCE as i16)],
+        |row| {
+            let ejection = row.bytes(3).and_then(|snapshot| Target::ejection_of(&snapshot));
+            saved.extend(row.text(2).zip(ejection));
+        },
+    );
+    saved
 }
 
 /// The number of the last batch of a bridge that was written down.

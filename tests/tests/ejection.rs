@@ -6,8 +6,18 @@ use std::time::Duration;
 use ext_registry_tests::{Database, Postgres, Session, Shutdown, eventually};
 use futures_util::future::join_all;
 use serde_json::json;
+use tokio_postgres::types::FromSqlOwned;
 
 const SOON: Duration = Duration::from_secs(20);
+
+/// The one value of a query.
+async fn value<T: FromSqlOwned>(session: &Session, sql: &str) -> T {
+    let row = session
+        .query_one(sql, &[])
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    row.get(0)
+}
 
 /// An extension `x` with so many instances, whose breaker does not act.
 async fn prepared(database: &Database<'_>, instances: usize) -> Session {
@@ -64,20 +74,15 @@ async fn five_failures_in_a_row_eject_for_everybody() {
     assert_eq!(calls(&session, &["i2"], "timeout", 60).await["i2"], 5);
     assert_eq!(ejected(&session).await, ["i2"]);
     assert!(!calls(&other, &[], "", 30).await.contains_key("i2"), "another session");
-    let seconds: f64 = session
-        .one(
-            "select extract(epoch from ejected_until - clock_timestamp())::float8 from extension_instance_health where instance_id = 'i2'",
-            &[],
-        )
+    let seconds: f64 = value(&session, "select extract(epoch from ejected_until - clock_timestamp())::float8 from extension_instance_health where instance_id = 'i2'")
         .await;
     assert!((20.0..=33.0).contains(&seconds), "{seconds}");
 
-    let said: String = session
-        .one(
-            "select string_agg(format('%s %s', verdict, detail), '; ') from ext_explain('x') where candidate = 'i2'",
-            &[],
-        )
-        .await;
+    let said: String = value(
+        &session,
+        "select string_agg(format('%s %s', verdict, detail), '; ') from ext_explain('x') where candidate = 'i2'",
+    )
+    .await;
     assert!(said.starts_with("skipped ejected for"), "{said}");
     let event = eventually(SOON, async || {
         session
@@ -191,12 +196,12 @@ async fn an_ejection_survives_a_restart() {
     calls(&session, &["i1"], "error", 20).await;
     let until =
         "select extract(epoch from ejected_until)::float8 from extension_instance_health where instance_id = 'i1'";
-    let before: f64 = session.one(until, &[]).await;
+    let before: f64 = value(&session, until).await;
     drop(session);
     cluster.restart(Shutdown::Fast);
     let session = cluster.connect("app").await;
     assert_eq!(ejected(&session).await, ["i1"], "shown before anybody has asked");
-    let after: f64 = session.one(until, &[]).await;
+    let after: f64 = value(&session, until).await;
     assert!((before - after).abs() < 0.5, "{before} {after}");
     assert!(!calls(&session, &[], "", 10).await.contains_key("i1"));
 }

@@ -4,8 +4,18 @@ use std::time::Duration;
 
 use ext_registry_tests::{Database, Postgres, Session, Shutdown, eventually};
 use serde_json::json;
+use tokio_postgres::types::FromSqlOwned;
 
 const SOON: Duration = Duration::from_secs(20);
+
+/// The one value of a query.
+async fn value<T: FromSqlOwned>(session: &Session, sql: &str) -> T {
+    let row = session
+        .query_one(sql, &[])
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    row.get(0)
+}
 
 async fn prepared(database: &Database<'_>) -> Session {
     let session = database.connect().await;
@@ -21,7 +31,7 @@ async fn prepared(database: &Database<'_>) -> Session {
 }
 
 async fn number(session: &Session, sql: &str) -> Option<f64> {
-    session.one(&format!("select ({sql})::float8"), &[]).await
+    value(session, &format!("select ({sql})::float8")).await
 }
 
 fn near(value: Option<f64>, expected: f64) -> bool {
@@ -60,33 +70,29 @@ async fn percentiles_by_version_instance_and_time() {
     assert!(near(number(&session, "ext_latency('x', 0.9, '1 hour')").await, 5000.0));
     assert!(near(number(&session, "ext_latency('x', 0.5, '10 min')").await, 100.0));
     eventually(SOON, async || {
-        let written: i64 = session
-            .one("select coalesce(sum(success), 0)::bigint from extension_metrics where minute > now() - interval '10 min' and instance_id = ''", &[])
-            .await;
+        let written: i64 = value(&session, "select coalesce(sum(success), 0)::bigint from extension_metrics where minute > now() - interval '10 min' and instance_id = ''").await;
         if written == 200 { Ok(()) } else { Err(written) }
     })
     .await;
-    let requests: i64 = session
-        .one(
-            "select sum(requests)::bigint from ext_history('x', '1 hour', '5 min')",
-            &[],
-        )
-        .await;
+    let requests: i64 = value(
+        &session,
+        "select sum(requests)::bigint from ext_history('x', '1 hour', '5 min')",
+    )
+    .await;
     assert_eq!(requests, 400, "each once, live or written");
-    let rows: i64 = session
-        .one("select count(*) from ext_history('x', '1 hour', '5 min')", &[])
-        .await;
+    let rows: i64 = value(&session, "select count(*) from ext_history('x', '1 hour', '5 min')").await;
     assert!((12..=13).contains(&rows), "{rows}");
-    let shown: i64 = session
-        .one(
-            "select sum(count)::bigint from ext_latency_histogram('x', '1 hour')",
-            &[],
-        )
-        .await;
+    let shown: i64 = value(
+        &session,
+        "select sum(count)::bigint from ext_latency_histogram('x', '1 hour')",
+    )
+    .await;
     assert_eq!(shown, 400);
-    let bars: i64 = session
-        .one("select max(length(bar))::bigint from ext_latency_histogram('x')", &[])
-        .await;
+    let bars: i64 = value(
+        &session,
+        "select max(length(bar))::bigint from ext_latency_histogram('x')",
+    )
+    .await;
     assert_eq!(bars, 50);
 }
 
@@ -134,9 +140,7 @@ async fn a_reset_of_statistics_leaves_breakers_alone() {
     session.run("begin; select ext_stats_reset('x'); rollback").await;
     let row = session
         .query_one(
-            "select success_count, failure_count, p95_latency_ms, last_failure, circuit_breaker_state::text from extension_health",
-            &[],
-        )
+            "select success_count, failure_count, p95_latency_ms, last_failure, circuit_breaker_state::text from extension_health", &[])
         .await
         .expect("the view");
     assert_eq!(
@@ -163,10 +167,8 @@ async fn outcomes_gathered_elsewhere_are_added_once() {
         )
         .await;
     session.call("x", &json!({}), "success", 3).await;
-    let now: i64 = session.one("select extract(epoch from now())::bigint", &[]).await;
-    let latency: String = session
-        .one("select hdr_agg(40)::text from generate_series(1, 10)", &[])
-        .await;
+    let now: i64 = value(&session, "select extract(epoch from now())::bigint").await;
+    let latency: String = value(&session, "select hdr_agg(40)::text from generate_series(1, 10)").await;
     let document = |seq: i64| {
         json!({"reporter": "6f1c9a52-7d7e-4c34-9a53-0d8a6b1f2c3e", "seq": seq, "targets": [
             {"extension_id": "x", "version": "v1", "instance_id": "a", "at": now,
@@ -186,17 +188,18 @@ async fn outcomes_gathered_elsewhere_are_added_once() {
     assert_eq!(merge(1).await, (0, 4), "a document that comes twice counts once");
     assert_eq!(session.counts("x").await, (7, 56));
     assert_eq!(session.breaker("x").await, "closed", "never into breakers");
-    let history: i64 = session
-        .one("select sum(requests)::bigint from ext_history('x', '2 hours')", &[])
-        .await;
+    let history: i64 = value(
+        &session,
+        "select sum(requests)::bigint from ext_history('x', '2 hours')",
+    )
+    .await;
     assert_eq!(history, 3 + 10 + 50);
     assert_eq!(merge(2).await, (3, 1));
-    let old: i64 = session
-        .one(
-            "select error from extension_metrics where minute < now() - interval '30 min'",
-            &[],
-        )
-        .await;
+    let old: i64 = value(
+        &session,
+        "select error from extension_metrics where minute < now() - interval '30 min'",
+    )
+    .await;
     assert_eq!(old, 100, "added to what is written");
     drop(session);
     cluster.restart(Shutdown::Fast);
@@ -229,23 +232,18 @@ async fn aggregates_work_in_parallel_and_over_windows() {
         .map(|row| row.get(0))
         .collect();
     assert!(plan.iter().any(|line| line.contains("Partial Aggregate")), "{plan:?}");
-    let parallel: String = session.one("select hdr_agg(ms)::text from samples", &[]).await;
+    let parallel: String = value(&session, "select hdr_agg(ms)::text from samples").await;
     session.run("set max_parallel_workers_per_gather = 0").await;
-    let alone: String = session.one("select hdr_agg(ms)::text from samples", &[]).await;
+    let alone: String = value(&session, "select hdr_agg(ms)::text from samples").await;
     assert_eq!(parallel, alone);
-    let merged: String = session
-        .one(
-            "select hdr_merge(h)::text from (select hdr_agg(ms) h from samples group by n % 7) parts",
-            &[],
-        )
-        .await;
+    let merged: String = value(
+        &session,
+        "select hdr_merge(h)::text from (select hdr_agg(ms) h from samples group by n % 7) parts",
+    )
+    .await;
     assert_eq!(merged, alone, "merging is addition");
-    let running: i64 = session
-        .one("select max(hdr_count(h)) from (select hdr_agg(ms) over (order by n rows 9 preceding) h from samples where n <= 100) w", &[])
-        .await;
+    let running: i64 = value(&session, "select max(hdr_count(h)) from (select hdr_agg(ms) over (order by n rows 9 preceding) h from samples where n <= 100) w").await;
     assert_eq!(running, 10);
-    let filtered: Option<String> = session
-        .one("select hdr_agg(ms) filter (where false)::text from samples", &[])
-        .await;
+    let filtered: Option<String> = value(&session, "select hdr_agg(ms) filter (where false)::text from samples").await;
     assert_eq!(filtered, None);
 }

@@ -3,8 +3,7 @@
 use std::rc::Rc;
 
 use ext_registry_core::breaker::{Mode, State};
-use ext_registry_core::decide::Live;
-use ext_registry_core::ejection::RAMP_STEPS;
+use ext_registry_core::ejection::{RAMP_STEPS, Standing};
 use ext_registry_core::fitness::Effects;
 use ext_registry_core::histogram::Counts;
 use ext_registry_core::outcome::{CIRCUIT_OPEN, Outcome};
@@ -13,7 +12,7 @@ use pgrx::datum::TimestampWithTimeZone;
 use pgrx::{IntoDatum, pg_sys};
 
 use crate::datum::{Args, nullable};
-use crate::image::{Image, Pins};
+use crate::image::Image;
 use crate::tuple::{self, Value};
 use crate::{clock, load, registry, session, shmem};
 
@@ -222,11 +221,16 @@ crate::pg_function! {
         let Some(image) = image(args) else { return rows.finish(args) };
         let (shared, now_us, compiled) = (shmem::get(), clock::now_us(), &image.compiled);
         // Suspects are judged first, as the next decision would: what is shown is what it would meet.
-        let fitness = Pins::new(&image, shared).fitness(now_us, session::with(session::Session::random), Effects::Apply);
+        let _ = image.fitness(&shared, now_us, session::with(session::Session::random), Effects::Apply);
         for (place, instance) in compiled.instances.iter().enumerate() {
-            let tenths = fitness.as_ref().map_or(RAMP_STEPS, |fitness| fitness.tenths(place));
             let seen = image.instance_seen(place, &shared);
             let target: &Target = &seen;
+            let standing = image.standing(target, now_us);
+            let (tenths, out_until_us) = match standing {
+                Standing::Fit => (RAMP_STEPS, None),
+                Standing::Returning { tenths, .. } => (tenths, None),
+                Standing::Ejected { until_us } => (0, Some(until_us)),
+            };
             let serves = |version: &&ext_registry_core::compile::Version| version.pool.members.contains(&(place as u32));
             let mut versions: Vec<String> = compiled.versions.iter().filter(serves).map(|version| version.name.to_string()).collect();
             versions.sort_unstable_by(|a, b| ext_registry_core::natural::compare(a, b));
@@ -252,7 +256,7 @@ crate::pg_function! {
                 timestamp(target.last_success_us()),
                 timestamp(target.last_failure_us()),
                 big(target.in_flight()),
-                timestamp(image.ejected_until_us(target, now_us)),
+                timestamp(out_until_us),
                 timestamp(target.updated_us()),
             ]);
         }

@@ -36,6 +36,7 @@ crate::pg_function! {
             (shared.head.lost_events.load(Relaxed) as i64).into_datum(),
             env!("CARGO_PKG_VERSION").into_datum(),
             standby.into_datum(),
+            (shared.head.ticketless.load(Relaxed) as i64).into_datum(),
         ])
     }
 }
