@@ -48,6 +48,8 @@ pub struct Compiled {
     pub instances: Box<[Instance]>,
     /// What is wrong with rows that got in unchecked.
     pub warnings: Vec<String>,
+    /// Roughly what its rules take in memory.
+    rules_bytes: usize,
 }
 
 /// One version ready to be chosen.
@@ -150,6 +152,8 @@ impl Compiled {
                 ));
             }
         }
+        // A string of a list takes some four times its text: twice in sets, with its hash and its length.
+        let rules_bytes = row.versions.iter().map(|version| 4 * version.rules_text.len()).sum();
         let mut instances = row.instances;
         instances.sort_unstable_by(|a, b| a.instance_id.cmp(&b.instance_id));
         let subjects: Vec<&str> = row
@@ -218,7 +222,18 @@ impl Compiled {
             targets: targets.into(),
             instances: compiled_instances,
             warnings,
+            rules_bytes,
         }
+    }
+
+    /// Roughly what it takes in memory, its schedules included.
+    pub fn bytes(&self) -> usize {
+        let version = |v: &Version| size_of::<Version>() + v.config.len() + v.subject.len() + 64 * v.pool.members.len();
+        let instance = |i: &Instance| size_of::<Instance>() + i.subject.len() + i.id.len();
+        size_of::<Self>()
+            + self.rules_bytes
+            + self.versions.iter().map(version).sum::<usize>()
+            + self.instances.iter().map(instance).sum::<usize>()
     }
 
     /// The place of the extension's own row among the versions.

@@ -311,8 +311,8 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
             }
             let all = level.places.clone();
             taken |= match level.candidates(self.request.context) {
-                Some(places) if !W::WATCHES => self.level(places.iter().copied(), all, taken, witness),
-                _ => self.level(all.clone(), all, taken, witness),
+                Some(places) if !W::WATCHES => self.level(&places.iter().copied(), all, taken, witness),
+                _ => self.level(&all.clone(), all, taken, witness),
             };
         }
     }
@@ -323,7 +323,7 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
     /// `places` are those of `all` that may match, in order.
     fn level<W: Witness>(
         &mut self,
-        places: impl Iterator<Item = usize> + Clone,
+        places: &(impl Iterator<Item = usize> + Clone),
         all: Range<usize>,
         taken: bool,
         witness: &mut W,

@@ -105,7 +105,7 @@ impl Image {
             fitness: Remembered::default(),
             ask_again_us: Cell::new(0),
             templates: RefCell::default(),
-            bytes: size_of_compiled(&compiled) + 32 * (versions + instances),
+            bytes: compiled.bytes() + 32 * (versions + instances),
             compiled,
         }
     }
@@ -488,19 +488,4 @@ impl Drop for Pins<'_> {
         // After an error in the middle of a decision.
         self.keep(None);
     }
-}
-
-/// A rough size of a compiled extension in memory.
-fn size_of_compiled(compiled: &Compiled) -> usize {
-    let versions: usize = compiled
-        .versions
-        .iter()
-        .map(|v| 400 + v.config.len() + v.subject.len() + 4 * v.pool.members.len() * 3)
-        .sum();
-    let instances: usize = compiled
-        .instances
-        .iter()
-        .map(|i| 64 + i.subject.len() + i.id.len())
-        .sum();
-    size_of::<Compiled>() + versions + instances
 }
