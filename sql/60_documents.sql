@@ -3,7 +3,8 @@
 -- A document speaks for the keys that it has: what it leaves out stays as it is in an existing row and takes the default in
 -- a new one. The lists versions and instances are whole where they are given: rows that they do not name are removed;
 -- health: null removes the stored settings. Keys are the columns of the tables without the bookkeeping. What is wrong with a
--- document is error 22023 naming extension, key and value, and nothing of it is stored.
+-- document is error 22023 naming extension, key and value, and nothing of it is stored. (The small functions are plpgsql
+-- because it keeps their plans: they run for every row.)
 
 create view @extschema@._ext_documents as
 select
@@ -48,11 +49,13 @@ comment on function @extschema@.ext_export() is
 
 create function @extschema@._ext_document_keys(target regclass)
 returns table (name text, json_type text, nullable boolean)
-language sql stable strict parallel safe
+language plpgsql stable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
+begin
+    return query
     select
-        a.attname,
+        a.attname::text,
         case t.typcategory when 'B' then 'boolean' when 'N' then 'number' when 'S' then 'string' end,
         not a.attnotnull
     from pg_attribute a
@@ -64,7 +67,8 @@ as $$
         and a.attname not in ('uid', 'created_by', 'updated_by')
         -- The owner's id, which is given by where the document stands.
         and not exists (
-            select from pg_constraint c where c.conrelid = target and c.contype = 'f' and a.attnum = any (c.conkey))
+            select from pg_constraint c where c.conrelid = target and c.contype = 'f' and a.attnum = any (c.conkey));
+end;
 $$;
 
 comment on function @extschema@._ext_document_keys(regclass) is
@@ -77,9 +81,12 @@ create function @extschema@._ext_document_problems(
     required text[],
     more jsonb default '{}'
 ) returns table (key text, problem text, hint text)
-language sql stable parallel safe
+language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
+begin
+    return query
     with known as (
         select k.name, k.json_type from @extschema@._ext_document_keys(target) k
         union all
@@ -118,18 +125,21 @@ as $$
         from unnest(required) with ordinality r(name, place)
         where jsonb_typeof(document) = 'object' and coalesce(document -> r.name, 'null') = 'null'
     )
-    select p.key, p.problem, p.hint from problems p order by p.place, p.key collate "C"
+    select p.key, p.problem, p.hint from problems p order by p.place, p.key collate "C";
+end;
 $$;
 
 comment on function @extschema@._ext_document_problems(text, jsonb, regclass, text[], jsonb) is
     'Why document is not an object with known keys of the right types, the required ones among them; known are those of the table and of more (key -> type).';
 
 create function @extschema@._ext_without_nulls(document jsonb, target regclass) returns jsonb
-language sql stable strict parallel safe
+language plpgsql stable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select document - array(
-        select k.name from @extschema@._ext_document_keys(target) k where not k.nullable and document -> k.name = 'null')
+begin
+    return document - array(
+        select k.name from @extschema@._ext_document_keys(target) k where not k.nullable and document -> k.name = 'null');
+end;
 $$;
 
 comment on function @extschema@._ext_without_nulls(jsonb, regclass) is
@@ -163,9 +173,12 @@ comment on function @extschema@._ext_read_document(text, jsonb, regclass, text[]
 
 create function @extschema@._ext_duplicates(what text, items jsonb, variadic keys text[])
 returns table (index integer, problem text, hint text)
-language sql stable parallel safe
+language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
+begin
+    return query
     with named as (
         select
             i.ordinality::integer - 1 as index,
@@ -179,7 +192,8 @@ as $$
     from named n
     where array_position(n.name, null) is null
         and exists (select from named earlier where earlier.name = n.name and earlier.index < n.index)
-    order by n.index
+    order by n.index;
+end;
 $$;
 
 comment on function @extschema@._ext_duplicates(text, jsonb, text[]) is

@@ -21,11 +21,27 @@ create type @extschema@._ext_reviewed as (
 
 comment on type @extschema@._ext_reviewed is 'What a document means for one row, or one problem with it.';
 
+create function @extschema@._ext_rules_problems(rules jsonb) returns table (key text, problem text, hint text)
+language c immutable strict parallel safe rows 1
+as 'MODULE_PATHNAME', '_ext_rules_problems';
+
+comment on function @extschema@._ext_rules_problems(jsonb) is
+    'All for which _ext_check_rules would refuse rules, by their keys.';
+
+create function @extschema@._ext_policy_problems(document jsonb) returns table (path text, problem text, hint text)
+language c immutable strict parallel safe rows 1
+as 'MODULE_PATHNAME', '_ext_policy_problems';
+
+comment on function @extschema@._ext_policy_problems(jsonb) is
+    'All for which _ext_check_policy would refuse a document, one for each item at most, by their places.';
+
 create function @extschema@._ext_path(place text, key text) returns text
-language sql immutable parallel safe
+language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    select concat_ws('.', nullif(place, ''), case when key ~ '^[A-Za-z_]\w*$' then left(key, 100) else '"' || left(key, 100) || '"' end)
+begin
+    return concat_ws('.', nullif(place, ''), case when key ~ '^[A-Za-z_]\w*$' then left(key, 100) else '"' || left(key, 100) || '"' end);
+end;
 $$;
 
 comment on function @extschema@._ext_path(text, text) is 'Where a key of the object at place stands; place itself without a key.';
@@ -66,7 +82,7 @@ comment on function @extschema@._ext_would_be(regclass, jsonb, jsonb) is
     'The row that _ext_put would make of had (NULL: none) and given, as documents have it.';
 
 create function @extschema@._ext_row_problems(what text, target regclass, had jsonb, given jsonb)
-returns table (key text, problem text, hint text)
+returns table (path text, problem text, hint text)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
@@ -104,11 +120,11 @@ begin
         exception
             when invalid_text_representation or numeric_value_out_of_range or string_data_right_truncation then
                 get stacked diagnostics problem = message_text, hint = pg_exception_hint;
-                key := item.attname;
+                path := item.attname;
                 problem := format('%s: %s', what, problem);
                 hint := coalesce(nullif(hint, ''), '\d+ of the table shows what its columns take.');
                 return next;
-                good := good - key;
+                good := good - path;
         end;
     end loop;
 
@@ -138,8 +154,23 @@ begin
                 get stacked diagnostics problem = message_text, hint = pg_exception_hint;
                 passes := false;
         end;
-        if not passes then
-            key := item.attname;
+        if passes then
+            continue;
+        end if;
+        -- A CHECK tells the first problem; within these there may be more.
+        return query
+        select d.path, format('%s: %s', what, d.problem), d.hint
+        from (
+            select @extschema@._ext_path(item.attname, nullif(p.key, '')), p.problem, p.hint
+            from @extschema@._ext_rules_problems(would -> 'routing_rules') p
+            where (target, item.attname) = ('@extschema@.extension_versions'::regclass, 'routing_rules')
+            union all
+            select concat_ws('.', item.attname, nullif(p.path, '')), p.problem, p.hint
+            from @extschema@._ext_policy_problems(would -> 'document') p
+            where (target, item.attname) = ('@extschema@.extension_policies'::regclass, 'document')
+        ) d(path, problem, hint);
+        if not found then
+            path := item.attname;
             problem := format('%s: %s', what, problem);
             hint := coalesce(nullif(hint, ''), '\d+ of the table shows what its columns take.');
             return next;
@@ -165,7 +196,9 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     known jsonb := given;
-    wrong @extschema@._ext_reviewed := item;
+    -- (Records, for whose fields pgspot knows assignments.)
+    wrong record := item;
+    good record := item;
     found_one record;
     sound boolean := true;
 begin
@@ -188,18 +221,18 @@ begin
     end if;
     for found_one in select p.* from @extschema@._ext_row_problems(what, target, item.had, known) p loop
         sound := false;
-        wrong.path := @extschema@._ext_path(item.path, found_one.key);
+        wrong.path := concat_ws('.', nullif(item.path, ''), found_one.path);
         wrong.problem := found_one.problem;
         wrong.hint := found_one.hint;
         return next wrong;
     end loop;
 
     if sound then
-        item.would := @extschema@._ext_would_be(target, item.had, known);
+        good.would := @extschema@._ext_would_be(target, item.had, known);
         if item.had is not null then
-            item.had := @extschema@._ext_would_be(target, item.had, '{}');
+            good.had := @extschema@._ext_would_be(target, item.had, '{}');
         end if;
-        return next item;
+        return next good;
     end if;
 end;
 $$;
@@ -214,7 +247,7 @@ as $$
 declare
     owner constant text := case when jsonb_typeof(doc -> 'id') = 'string' then doc ->> 'id' end;
     what constant text := concat_ws(' ', 'extension', to_json(left(owner, 100)));
-    item @extschema@._ext_reviewed;
+    item record;
     inherited jsonb := '{}';
     list record;
     stored jsonb;
@@ -237,8 +270,10 @@ begin
         return;
     end if;
 
-    item := row (@extschema@._ext_path(place, 'health'), 'health', owner, null, null, null, null, null);
-    select to_jsonb(s) into item.had from @extschema@.extension_health_settings s where s.extension_id = owner;
+    item := row (
+        @extschema@._ext_path(place, 'health'), 'health', owner, null,
+        (select to_jsonb(s) from @extschema@.extension_health_settings s where s.extension_id = owner), null, null, null
+    )::@extschema@._ext_reviewed;
     if jsonb_typeof(doc -> 'health') = 'object' then
         return query
         select r.*

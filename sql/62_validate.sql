@@ -2,9 +2,12 @@
 
 create function @extschema@._ext_doubts(reviewed @extschema@._ext_reviewed[])
 returns table (place bigint, path text, problem text, hint text)
-language sql stable parallel safe
+language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
+begin
+    return query
     with item as (
         select r.*, format('extension %s', to_json(r.extension_id)) as extension
         from unnest(reviewed) with ordinality r(path, object, extension_id, name, had, would, problem, hint, place)
@@ -117,7 +120,8 @@ as $$
         end
     from mention m
     left join extension e on e.id = m.id
-    where e.id is null or e.type <> m.type
+    where e.id is null or e.type <> m.type;
+end;
 $$;
 
 comment on function @extschema@._ext_doubts(@extschema@._ext_reviewed[]) is

@@ -51,6 +51,8 @@ as $$
             ('viewer', 'execute', 'function', '_ext_without_nulls'),
             ('viewer', 'execute', 'function', '_ext_duplicates'),
             ('viewer', 'execute', 'function', '_ext_path'),
+            ('viewer', 'execute', 'function', '_ext_rules_problems'),
+            ('viewer', 'execute', 'function', '_ext_policy_problems'),
             ('viewer', 'execute', 'function', '_ext_would_be'),
             ('viewer', 'execute', 'function', '_ext_row_problems'),
             ('viewer', 'execute', 'function', '_ext_review_row'),

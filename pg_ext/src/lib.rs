@@ -7,7 +7,7 @@
 //! | [`invalidate`] | how a session learns that the registry changed |
 //! | [`load`], [`image`] | from rows to a compiled extension with its places in shared memory |
 //! | [`jsonb`], [`datum`], [`tuple`] | raw Postgres values, read and written without copies where calls pass |
-//! | [`api`] | the functions of the SQL surface |
+//! | [`api`], [`review`] | the functions of the SQL surface |
 //! | [`worker`] | what writes live state down: launcher, one worker a database |
 //! | [`surface`] | the SQL files, in the order they are installed |
 //!
@@ -25,6 +25,7 @@ mod jsonb;
 mod load;
 mod persist;
 mod registry;
+mod review;
 mod session;
 mod shmem;
 mod small_map;
