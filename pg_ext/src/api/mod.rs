@@ -8,6 +8,7 @@ mod history;
 mod live;
 mod preview;
 mod report;
+mod review;
 mod select;
 mod status;
 
