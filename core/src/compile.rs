@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::balance::Schedule;
 use crate::breaker::Settings;
 use crate::ejection::{self, RAMP_STEPS};
-use crate::levels::Level;
+use crate::levels::{self, Level};
 use crate::model::{Balancing, ExtensionRow, Health, InstanceRow, Kind, Tenants, VersionRow};
 use crate::natural;
 use crate::rules::{RuleError, RuleSet};
@@ -205,7 +205,8 @@ impl Compiled {
             .map(|(target, (version, pool))| Version::new(version, target, pool, row.settings))
             .collect();
         versions.sort_by(Version::order);
-        let levels = Level::of(&versions);
+        let rules: Vec<_> = versions.iter().map(|version| &version.rules).collect();
+        let levels = Level::of(&rules);
         versions.push(own);
         Self {
             id: row.id.into(),
@@ -295,7 +296,7 @@ impl Version {
 
     /// The number of keys of its rules.
     pub fn specificity(&self) -> usize {
-        self.rules.as_ref().map_or(0, RuleSet::specificity)
+        levels::specificity(&self.rules)
     }
 
     /// More keys first, then the higher version.

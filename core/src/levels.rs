@@ -7,12 +7,19 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::compile::Version;
 use crate::context::{Context, Value};
-use crate::rules::RuleSet;
+use crate::rules::{RuleError, RuleSet};
 
 /// Below this many versions a level is not indexed: trying them costs less.
 const MANY: usize = 16;
+
+/// The rules of versions in the order in which they are tried; an error never matches.
+type Rules<'a> = [&'a Result<RuleSet, RuleError>];
+
+/// The number of keys of a version's rules.
+pub fn specificity(rules: &Result<RuleSet, RuleError>) -> usize {
+    rules.as_ref().map_or(0, RuleSet::specificity)
+}
 
 /// Versions of equal specificity.
 #[derive(Debug)]
@@ -33,20 +40,19 @@ struct Index {
 
 impl Level {
     /// The levels of versions that lie in the order in which they are tried.
-    pub fn of(versions: &[Version]) -> Box<[Self]> {
-        let mut levels = Vec::new();
+    pub fn of(versions: &Rules<'_>) -> Box<[Self]> {
         let mut start = 0;
-        while start < versions.len() {
-            let specificity = versions[start].specificity();
-            let same = versions[start..].iter().take_while(|v| v.specificity() == specificity);
-            let end = start + same.count();
-            levels.push(Self {
-                places: start..end,
-                index: Index::of(versions, start..end),
-            });
-            start = end;
-        }
-        levels.into()
+        versions
+            .chunk_by(|a, b| specificity(a) == specificity(b))
+            .map(|level| {
+                let places = start..start + level.len();
+                start = places.end;
+                Self {
+                    index: Index::of(versions, places.clone()),
+                    places,
+                }
+            })
+            .collect()
     }
 
     /// Those of them that may match, in order; `None`: any of them may.
@@ -64,11 +70,11 @@ impl Level {
 
 impl Index {
     /// An index by the key that most of these versions use.
-    fn of(versions: &[Version], places: Range<usize>) -> Option<Self> {
+    fn of(versions: &Rules<'_>, places: Range<usize>) -> Option<Self> {
         if places.len() < MANY {
             return None;
         }
-        let rules = |place: usize| versions[place].rules.as_ref().ok();
+        let rules = |place: usize| versions[place].as_ref().ok();
         let keys = |rules: &RuleSet| rules.string_keys().map(|(key, _)| key.to_owned()).collect::<Vec<_>>();
         let mut uses: HashMap<String, usize> = HashMap::new();
         for key in places.clone().filter_map(rules).flat_map(keys) {
