@@ -137,7 +137,7 @@ impl Live for Places<'_> {
         };
         let judged = Fitness::judge(compiled, |i| self.instances.get(i), now_us, random, effects, tell);
         match effects {
-            Effects::Apply => fitness.keep(suspicions.get(), judged),
+            Effects::Apply => fitness.keep(suspicions.get(), judged, now_us),
             Effects::Pretend => (!judged.is_calm()).then(|| Rc::new(judged)),
         }
     }

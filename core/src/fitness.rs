@@ -19,6 +19,11 @@ use crate::target::Target;
 
 /// Suspects that no pool can spare are looked at again after this time.
 const AGAIN_US: u64 = 1_000_000;
+/// Of so many instances and more a judgement holds for a while, whatever happens: in an outage of thousands of them sessions would do
+/// nothing else.
+const MANY: usize = 256;
+/// For this long per instance.
+const HELD_US: u64 = 20;
 
 /// Where the instances of one extension stand, and what follows for its pools.
 #[derive(Debug)]
@@ -153,6 +158,7 @@ impl Fitness {
 #[derive(Debug)]
 pub struct Remembered {
     count: Cell<u64>,
+    held_until_us: Cell<u64>,
     until_us: Cell<u64>,
     fitness: RefCell<Option<Rc<Fitness>>>,
 }
@@ -161,6 +167,7 @@ impl Default for Remembered {
     fn default() -> Self {
         Self {
             count: Cell::new(0),
+            held_until_us: Cell::new(0),
             until_us: Cell::new(0),
             fitness: RefCell::new(None),
         }
@@ -171,7 +178,7 @@ impl Remembered {
     /// Whether what is remembered still holds.
     #[inline]
     pub fn holds(&self, count: u64, now_us: u64) -> bool {
-        self.count.get() == count && now_us < self.until_us.get()
+        now_us < self.until_us.get() && (self.count.get() == count || now_us < self.held_until_us.get())
     }
 
     /// What is remembered; `None` if every instance is fit.
@@ -181,7 +188,14 @@ impl Remembered {
     }
 
     /// Remembers what was worked out at a count.
-    pub fn keep(&self, count: u64, fitness: Fitness) -> Option<Rc<Fitness>> {
+    pub fn keep(&self, count: u64, fitness: Fitness, now_us: u64) -> Option<Rc<Fitness>> {
+        let instances = fitness.standings.len();
+        let held_us = if instances < MANY {
+            0
+        } else {
+            instances as u64 * HELD_US
+        };
+        self.held_until_us.set(now_us + held_us);
         self.count.set(count);
         self.until_us.set(fitness.until_us);
         let fitness = (!fitness.is_calm()).then(|| Rc::new(fitness));
@@ -355,6 +369,24 @@ mod tests {
         extension.ejection.after = None;
         let (fitness, _) = judge(&extension, &targets, NOW, Effects::Apply);
         assert!(fitness.is_calm());
+    }
+
+    #[test]
+    fn what_is_remembered_holds_until_something_happens() {
+        let judged = |number: usize| {
+            let (extension, targets) = (extension(&vec![10; number], 50), targets(number));
+            judge(&extension, &targets, NOW, Effects::Apply).0
+        };
+        let few = Remembered::default();
+        assert!(!few.holds(0, NOW));
+        assert!(few.keep(4, judged(3), NOW).is_none(), "calm");
+        assert!(few.holds(4, NOW + 1000 * SECOND) && !few.holds(6, NOW));
+        let many = Remembered::default();
+        many.keep(4, judged(1000), NOW);
+        assert!(
+            many.holds(6, NOW + 19_999) && !many.holds(6, NOW + 20_000),
+            "20 ms for a thousand"
+        );
     }
 
     proptest! {

@@ -309,7 +309,7 @@ impl Image {
                         shared.push_move(place, now_us, &moved);
                     }
                 }
-                self.fitness.keep(count, fitness)
+                self.fitness.keep(count, fitness, now_us)
             }
             None => {
                 let fitness = Fitness::judge(&self.compiled, target, now_us, random, Effects::Pretend, |_, _| {});
