@@ -76,10 +76,12 @@ pub enum Reason {
     Reset,
     /// An operator took the decision over.
     Forced,
+    /// The primary's breaker moved; on a standby only.
+    Primary,
 }
 
 impl Reason {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::FailureThreshold,
         Self::ErrorRate,
         Self::SlowCalls,
@@ -89,6 +91,7 @@ impl Reason {
         Self::Recovered,
         Self::Reset,
         Self::Forced,
+        Self::Primary,
     ];
 
     /// The name used in SQL and in the log.
@@ -103,6 +106,7 @@ impl Reason {
             Self::Recovered => "recovered",
             Self::Reset => "reset",
             Self::Forced => "forced",
+            Self::Primary => "primary",
         }
     }
 
@@ -172,6 +176,8 @@ pub struct Breaker {
     resets: AtomicU64,
     leases: [AtomicU64; MAX_PROBES],
     window: Window,
+    /// See [`followed`].
+    followed: followed::Followed,
 }
 
 impl Default for Breaker {
@@ -183,6 +189,7 @@ impl Default for Breaker {
             resets: AtomicU64::new(0),
             leases: [const { AtomicU64::new(0) }; MAX_PROBES],
             window: Window::default(),
+            followed: followed::Followed::default(),
         }
     }
 }
@@ -659,6 +666,7 @@ pub(crate) fn jitter(us: u64, random: u64) -> u64 {
     us - tenth + ((u128::from(random) * u128::from(span)) >> 64) as u64
 }
 
+mod followed;
 mod settings;
 #[cfg(test)]
 mod tests;

@@ -259,6 +259,37 @@ impl Target {
         Ok(words)
     }
 
+    /// The state word of the breaker in a snapshot, if it can be read.
+    pub fn breaker_word_of(bytes: &[u8]) -> Option<u64> {
+        Self::words_of(bytes).ok().map(|words| words[0])
+    }
+
+    /// Puts back only what a standby takes from its primary: when breakers were reset last.
+    pub fn restore_resets(&self, bytes: &[u8]) {
+        if let Ok(words) = Self::words_of(bytes) {
+            let resets = [0, 0, words[2]];
+            self.breaker.restore(resets.into_iter());
+        }
+    }
+
+    /// Puts back the statistics of a snapshot and nothing else: what a standby that is promoted takes over. Returns as
+    /// [`Target::restore`].
+    pub fn restore_statistics(&self, bytes: &[u8]) -> Result<Vec<(u64, u64, u64)>, SnapshotError> {
+        // All of it into one that nobody uses, and from there what is wanted.
+        let saved = Box::<Self>::default();
+        let sums = saved.restore(bytes)?;
+        let pairs = [
+            (&self.last_success_us, &saved.last_success_us),
+            (&self.last_failure_us, &saved.last_failure_us),
+            (&self.last_latency_us, &saved.last_latency_us),
+            (&self.updated_us, &saved.updated_us),
+        ];
+        for (place, word) in pairs.into_iter().chain(self.counts.iter().zip(&saved.counts)) {
+            place.store(word.load(Relaxed), Relaxed);
+        }
+        Ok(sums)
+    }
+
     /// The ejection in a snapshot, if it can be read.
     pub fn ejection_of(bytes: &[u8]) -> Option<Ejection> {
         let words = Self::words_of(bytes).ok()?;

@@ -45,6 +45,8 @@ pub struct Image {
     pending: Box<[bool]>,
     /// Whether this transaction wrote any of it and has not committed yet.
     own: bool,
+    /// On a standby, of each version: the state word of the primary's breaker.
+    primary: Box<[u64]>,
     fitness: Remembered,
     ask_again_us: Cell<u64>,
     /// Ready-made rows by (row type, version, instance).
@@ -85,6 +87,10 @@ impl Image {
                 .sum()
         };
         let pending = |name: &str| of(name).iter().any(|(_, _, own)| *own);
+        let primary = |name: &str| {
+            let known = extras.primary.iter().find(|(version, _)| version == name);
+            known.map_or(0, |(_, word)| *word)
+        };
         let keys = compiled
             .targets
             .iter()
@@ -102,6 +108,11 @@ impl Image {
             resets: compiled.targets.iter().map(|name| number(name)).collect(),
             pending: compiled.targets.iter().map(|name| pending(name)).collect(),
             own: extras.own,
+            primary: if extras.primary.is_empty() {
+                Box::default()
+            } else {
+                compiled.targets.iter().map(|name| primary(name)).collect()
+            },
             fitness: Remembered::default(),
             ask_again_us: Cell::new(0),
             templates: RefCell::default(),
@@ -264,6 +275,9 @@ impl Image {
         }
         let target = Box::<Target>::default();
         saved.restore(&target);
+        if let Some(word) = self.primary.get(position) {
+            target.breaker.follow(*word, clock::now_us());
+        }
         Seen::Saved(target)
     }
 
@@ -379,6 +393,12 @@ impl Image {
         if self.resets[target] > live.breaker.resets_applied() {
             let now_us = clock::now_us();
             if let (_, Some(transition)) = live.breaker.reset(self.resets[target], now_us) {
+                self.push(target, now_us, &transition, shared);
+            }
+        }
+        if let Some(word) = self.primary.get(target) {
+            let now_us = clock::now_us();
+            if let Some(transition) = live.breaker.follow(*word, now_us) {
                 self.push(target, now_us, &transition, shared);
             }
         }

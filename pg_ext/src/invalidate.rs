@@ -116,6 +116,11 @@ static SENT: SentCell = SentCell(UnsafeCell::new(Sent {
     count: 0,
 }));
 
+/// Tells every session, here and on standbys, that an extension is to be loaded anew once this transaction has committed.
+pub fn announce(id: &str) {
+    send(tag_of(id));
+}
+
 fn send_for(id: &str) {
     // SAFETY: one thread; the borrow ends before Postgres is called.
     let many = unsafe {

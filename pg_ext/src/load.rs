@@ -11,10 +11,12 @@ use ext_registry_core::context::Context;
 use ext_registry_core::ejection;
 use ext_registry_core::model::{Balancing, ExtensionRow, Health, InstanceRow, Kind, Overrides, Tenants, VersionRow};
 use ext_registry_core::rules::{RuleError, RuleSet};
+use ext_registry_core::target::Target;
 use pgrx::pg_sys;
 
 use crate::datum;
 use crate::jsonb::Object;
+use crate::shmem::VERSION;
 
 /// The payload of an empty jsonb object.
 const EMPTY_OBJECT: [u8; 4] = 0x2000_0000u32.to_ne_bytes();
@@ -362,6 +364,8 @@ pub struct Extras {
     pub resets: Vec<(String, u64, bool)>,
     /// Whether this transaction wrote any of it: then it is its own until it commits.
     pub own: bool,
+    /// On a standby: the state words of the primary's breakers, by version.
+    pub primary: Vec<(String, u64)>,
 }
 
 /// Reads an extension. `None`: it is not registered.
@@ -409,6 +413,14 @@ fn extension_as_of(snapshot: pg_sys::Snapshot, tables: &Tables, id: &str) -> Opt
             row.own,
         ));
     });
+    // SAFETY: reads the server's state.
+    if unsafe { pg_sys::RecoveryInProgress() } {
+        let key = [Key::Int8(found.uid as i64), Key::Int2(VERSION as i16)];
+        scan_as_of(snapshot, &tables.state, &key, |row| {
+            let word = row.bytes(3).and_then(|snapshot| Target::breaker_word_of(&snapshot));
+            extras.primary.extend(row.text(2).zip(word));
+        });
+    }
     Some((found, extras))
 }
 

@@ -15,13 +15,19 @@ use crate::shmem::{INSTANCE, Identity, VERSION};
 #[derive(Default)]
 pub struct Saved {
     snapshot: Option<Box<[u8]>>,
+    /// Whether a standby read it.
+    standby: bool,
     minutes: Vec<(u64, MinuteSnapshot)>,
 }
 
 impl Saved {
     /// Reads it. `extension_id` is the id the extension has now.
     pub fn read(tables: &Tables, extension_id: &str, identity: &Identity<'_>) -> Self {
-        let mut saved = Self::default();
+        let mut saved = Self {
+            // SAFETY: reads the server's state.
+            standby: unsafe { pgrx::pg_sys::RecoveryInProgress() },
+            ..Self::default()
+        };
         let key = [
             Key::Int8(identity.uid as i64),
             Key::Int2(identity.kind as i16),
@@ -60,8 +66,26 @@ impl Saved {
     /// Puts it back into a target nobody else uses yet. Calls nothing of Postgres.
     pub fn restore(&self, target: &Target) {
         let Some(bytes) = &self.snapshot else { return };
+        // A standby counts for itself, and follows the primary's breakers.
+        if self.standby {
+            target.restore_resets(bytes);
+            return;
+        }
         // Written by this library; what cannot be read is as if it had not been written.
-        let Ok(sums) = target.restore(bytes) else { return };
+        if let Ok(sums) = target.restore(bytes) {
+            self.restore_minutes(target, &sums);
+        }
+    }
+
+    /// Puts statistics in place of those that a target has. Calls nothing of Postgres.
+    pub fn replace_statistics(&self, target: &Target) {
+        target.reset_statistics();
+        if let Some(Ok(sums)) = self.snapshot.as_ref().map(|bytes| target.restore_statistics(bytes)) {
+            self.restore_minutes(target, &sums);
+        }
+    }
+
+    fn restore_minutes(&self, target: &Target, sums: &[(u64, u64, u64)]) {
         for (minute, saved) in &self.minutes {
             let mut snapshot = saved.clone();
             if let Some((_, sum_us, max_us)) = sums.iter().find(|(known, _, _)| known == minute) {

@@ -29,6 +29,8 @@ pub struct Database {
     pub give_way: AtomicBool,
     /// Whether a session announced it, rather than the launcher on its round.
     pub announced: AtomicBool,
+    /// Whether its worker has seen it as one of a standby, and not yet as one of a primary.
+    pub standby: AtomicBool,
     /// Whether it, or the extension in it, is gone: it keeps this entry until the last of its places is free.
     pub gone: AtomicBool,
     /// The first transition its worker has not written down.
@@ -86,6 +88,7 @@ impl Shared {
             free.asked_us.store(0, Relaxed);
             free.announced.store(by_session, Relaxed);
             free.gone.store(false, Relaxed);
+            free.standby.store(false, Relaxed);
             free.give_way.store(false, Relaxed);
             free.sessions.store(0, Relaxed);
             free.oid.store(oid, Release);

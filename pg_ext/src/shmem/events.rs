@@ -11,7 +11,7 @@ use std::sync::atomic::{
 use ext_registry_core::breaker::{Reason, State, Transition};
 use ext_registry_core::ejection::{Cause, Move};
 
-use super::Shared;
+use super::{Database, Shared};
 
 /// Events that wait for the worker.
 pub const EVENTS: usize = 4096;
@@ -115,6 +115,11 @@ impl Shared {
         event.requests.store(requests, Relaxed);
         event.ready.store(number + 1, Release);
         self.wake_worker(slot.database());
+    }
+
+    /// Goes on behind what has happened so far.
+    pub fn skip_events(&self, database: &Database) {
+        database.event_cursor.store(self.head.event_next.load(Acquire), Relaxed);
     }
 
     /// The events from `cursor` on, which is moved behind them. Those overwritten before they were read are counted as lost.

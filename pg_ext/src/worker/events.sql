@@ -1,4 +1,4 @@
--- What happened to breakers and instances, in its order; returns a line for the server log for each.
+-- What happened to breakers and instances, in its order; returns for each a line for the server log, and the extension.
 with moved as (
     select m.*
     from unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)
@@ -37,5 +37,6 @@ select case
         case when failures > 0 then pg_catalog.format(', %s failures in a row', failures) end)
     else pg_catalog.format('breaker of "%s" version "%s": %s -> %s (%s, %s failures of %s requests)',
         extension_id, version, from_state, to_state, reason, failures, requests)
-    end
+    end,
+    extension_id::text
 from written

@@ -15,7 +15,7 @@ use pgrx::spi::{self, Spi, SpiClient};
 use pgrx::{PgOid, Uuid, pg_sys};
 
 use crate::shmem::{Database, Moved, Shared, Slot, VERSION};
-use crate::{clock, guc};
+use crate::{clock, guc, invalidate};
 
 /// The state of writing down, of one database.
 pub struct Flusher {
@@ -140,6 +140,10 @@ impl Flusher {
             let mut lines = Vec::new();
             for row in rows {
                 lines.extend(row.get::<String>(1)?);
+                // Standbys read what is written here when they load an extension: with this message they do so anew.
+                if let Some(id) = row.get::<String>(2)? {
+                    invalidate::announce(&id);
+                }
             }
             write_states(client, &states, &copies)?;
             Ok(lines)
@@ -220,8 +224,18 @@ impl Flusher {
         database.flushed_us.store(now_us, Relaxed);
     }
 
+    /// The database.
+    pub(super) fn database(&self) -> u32 {
+        self.database
+    }
+
+    /// The oid of the table `extensions`.
+    pub(super) fn registry(&self) -> u32 {
+        self.registry
+    }
+
     /// Whether a place holds a target of this registry.
-    fn owns(&self, slot: &Slot) -> bool {
+    pub(super) fn owns(&self, slot: &Slot) -> bool {
         slot.is_used() && slot.database() == self.database && slot.registry() == self.registry
     }
 

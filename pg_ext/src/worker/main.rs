@@ -1,9 +1,10 @@
 //! The worker of one database: writes transitions down as they happen, counts and metrics every flush interval, and everything once more
 //! when the server stops.
 //!
-//! Its last flush waits for the sessions that may still report, so that what was acknowledged is on disk. On a standby it only sweeps.
+//! Its last flush waits for the sessions that may still report, so that what was acknowledged is on disk. On a standby it only sweeps; when
+//! that is promoted it goes on from what the primary had written ([`promote`](super::promote)).
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
@@ -20,6 +21,8 @@ const KEEP_LAPSED_US: u64 = 60_000_000;
 const LAST_WAIT: Duration = Duration::from_secs(5);
 /// How long a database that has been announced is given to commit its CREATE EXTENSION.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the worker of a standby looks whether it has been promoted, in microseconds.
+const STANDBY_US: u64 = 100_000;
 /// How often old rows and places are looked for, in microseconds.
 const HOUSEKEEPING_US: u64 = 10_000_000;
 
@@ -106,7 +109,11 @@ fn run(shared: &Shared, database: &Database, flusher: &mut Flusher) {
             .tickets()
             .sweep(now_us, KEEP_LAPSED_US, |call| release(shared, call));
         // SAFETY: reads the server's state.
-        if !unsafe { pg_sys::RecoveryInProgress() } {
+        let is_standby = unsafe { pg_sys::RecoveryInProgress() };
+        if database.standby.swap(is_standby, AcqRel) && !is_standby {
+            flusher.promote(shared, database);
+        }
+        if !is_standby {
             let due = database.flushed_us.load(Relaxed) + interval_us <= now_us;
             if due && !flusher.look_again() {
                 // The launcher frees what the extension leaves behind.
@@ -124,7 +131,7 @@ fn run(shared: &Shared, database: &Database, flusher: &mut Flusher) {
         }
         let next_us = (database.flushed_us.load(Relaxed) + interval_us)
             .saturating_sub(clock::now_us())
-            .clamp(1000, interval_us);
+            .clamp(1000, if is_standby { STANDBY_US } else { interval_us });
         if !BackgroundWorker::wait_latch(Some(Duration::from_micros(next_us))) {
             break;
         }

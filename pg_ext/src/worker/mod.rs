@@ -4,6 +4,7 @@ mod flush;
 mod giveway;
 mod launcher;
 mod main;
+mod promote;
 
 pub use giveway::install as install_giveway;
 pub use launcher::register as register_launcher;
