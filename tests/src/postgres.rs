@@ -105,6 +105,7 @@ impl Postgres {
 
     /// A hot standby of this cluster that streams from it: `pg_basebackup`, then started. `settings` as in
     /// [`Postgres::start`], above those of this cluster.
+    #[must_use]
     pub fn standby(&self, settings: &[&str]) -> Self {
         let directory = Directory::new("pg-", self.user);
         let socket = Directory::short("xr-", self.user);
