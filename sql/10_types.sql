@@ -17,9 +17,24 @@ as 'MODULE_PATHNAME', 'hdr_out';
 comment on function @extschema@.hdr_out(@extschema@.hdr) is
     'Writes an hdr as HdrHistogram V2 compressed base64 (HISTFAAA...).';
 
+create function @extschema@.hdr_recv(internal) returns @extschema@.hdr
+language c immutable strict parallel safe
+as 'MODULE_PATHNAME', 'hdr_recv';
+
+comment on function @extschema@.hdr_recv(internal) is 'Reads an hdr from its binary form.';
+
+create function @extschema@.hdr_send(@extschema@.hdr) returns bytea
+language c immutable strict parallel safe
+as 'MODULE_PATHNAME', 'hdr_send';
+
+comment on function @extschema@.hdr_send(@extschema@.hdr) is
+    'Writes an hdr in its binary form: a version byte, the number of buckets, then distance and count of each, as LEB128.';
+
 create type @extschema@.hdr (
     input = @extschema@.hdr_in,
     output = @extschema@.hdr_out,
+    receive = @extschema@.hdr_recv,
+    send = @extschema@.hdr_send,
     internallength = variable,
     storage = extended
 );
@@ -61,6 +76,83 @@ as 'MODULE_PATHNAME', 'hdr_merge';
 
 comment on function @extschema@.hdr_merge(@extschema@.hdr, @extschema@.hdr) is
     'Both histograms added together.';
+
+create function @extschema@.hdr_buckets(
+    h @extschema@.hdr,
+    out from_ms double precision,
+    out to_ms double precision,
+    out count bigint
+) returns setof record
+language c immutable strict parallel safe rows 50
+as 'MODULE_PATHNAME', 'hdr_buckets';
+
+comment on function @extschema@.hdr_buckets(@extschema@.hdr) is
+    'The buckets that hold latencies: from (inclusive) and to (exclusive) in ms, and how many there are.';
+
+-- Aggregates. Their state is a histogram in memory; partial states travel between processes in the binary form of hdr.
+create function @extschema@._hdr_agg_add(internal, double precision) returns internal
+language c immutable parallel safe
+as 'MODULE_PATHNAME', 'hdr_agg_add';
+
+comment on function @extschema@._hdr_agg_add(internal, double precision) is 'A step of hdr_agg.';
+
+create function @extschema@._hdr_agg_merge(internal, @extschema@.hdr) returns internal
+language c immutable parallel safe
+as 'MODULE_PATHNAME', 'hdr_agg_merge';
+
+comment on function @extschema@._hdr_agg_merge(internal, @extschema@.hdr) is 'A step of hdr_merge.';
+
+create function @extschema@._hdr_agg_combine(internal, internal) returns internal
+language c immutable parallel safe
+as 'MODULE_PATHNAME', 'hdr_agg_combine';
+
+comment on function @extschema@._hdr_agg_combine(internal, internal) is 'Adds the state of another process.';
+
+create function @extschema@._hdr_agg_serialize(internal) returns bytea
+language c immutable strict parallel safe
+as 'MODULE_PATHNAME', 'hdr_agg_serialize';
+
+comment on function @extschema@._hdr_agg_serialize(internal) is 'The state of an aggregate for another process.';
+
+create function @extschema@._hdr_agg_deserialize(bytea, internal) returns internal
+language c immutable strict parallel safe
+as 'MODULE_PATHNAME', 'hdr_agg_deserialize';
+
+comment on function @extschema@._hdr_agg_deserialize(bytea, internal) is 'The state of an aggregate from another process.';
+
+create function @extschema@._hdr_agg_final(internal) returns @extschema@.hdr
+language c immutable parallel safe
+as 'MODULE_PATHNAME', 'hdr_agg_final';
+
+comment on function @extschema@._hdr_agg_final(internal) is 'The result of an aggregate.';
+
+create aggregate @extschema@.hdr_agg(latency_ms double precision) (
+    sfunc = @extschema@._hdr_agg_add,
+    stype = internal,
+    sspace = 4096,
+    finalfunc = @extschema@._hdr_agg_final,
+    combinefunc = @extschema@._hdr_agg_combine,
+    serialfunc = @extschema@._hdr_agg_serialize,
+    deserialfunc = @extschema@._hdr_agg_deserialize,
+    parallel = safe
+);
+
+comment on aggregate @extschema@.hdr_agg(double precision) is
+    'A histogram of latencies in ms; NULLs are left out, NULL if there are none.';
+
+create aggregate @extschema@.hdr_merge(h @extschema@.hdr) (
+    sfunc = @extschema@._hdr_agg_merge,
+    stype = internal,
+    sspace = 4096,
+    finalfunc = @extschema@._hdr_agg_final,
+    combinefunc = @extschema@._hdr_agg_combine,
+    serialfunc = @extschema@._hdr_agg_serialize,
+    deserialfunc = @extschema@._hdr_agg_deserialize,
+    parallel = safe
+);
+
+comment on aggregate @extschema@.hdr_merge(@extschema@.hdr) is
+    'All histograms added together; NULLs are left out, NULL if they hold nothing.';
 
 -- Decisions. What changes per call comes last: the C side keeps the rest of the row ready made.
 create type @extschema@.ext_decision as (

@@ -33,6 +33,16 @@ as 'MODULE_PATHNAME', 'ext_explain';
 comment on function @extschema@.ext_explain(text, jsonb) is
     'Says why a call would go where it goes: every version and instance, and what speaks for or against it. Changes nothing.';
 
+create function @extschema@.ext_preview(
+    extension_ids text[],
+    contexts jsonb[]
+) returns setof @extschema@.ext_decision_item
+language c volatile parallel safe rows 64
+as 'MODULE_PATHNAME', 'ext_preview';
+
+comment on function @extschema@.ext_preview(text[], jsonb[]) is
+    'The decisions that these calls would get, one after the other, from the registry as this transaction has it; changes nothing: no turn, no probe, no count, ticket 0.';
+
 create function @extschema@._ext_epoch(id text) returns bigint
 language c volatile strict parallel safe
 as 'MODULE_PATHNAME', '_ext_epoch';

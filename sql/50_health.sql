@@ -122,9 +122,9 @@ comment on column @extschema@.extension_health.slow_call_rate_threshold is
     'Setting (NULL): share of slow calls in the window that opens.';
 comment on column @extschema@.extension_health.breaker_mode is 'Setting (auto): auto, forced_open, forced_closed or metrics_only.';
 comment on column @extschema@.extension_health.ejection_consecutive_failures is
-    'Setting (5): failures in a row that take an instance out for a while; NULL: none do. Stored; instances are not ejected yet.';
+    'Setting (5): failures in a row that take an instance out for a while; NULL: none do.';
 comment on column @extschema@.extension_health.max_ejection_percent is
-    'Setting (50): at most this share of the instances is out at once. Stored; instances are not ejected yet.';
+    'Setting (50): at most this share of the instances is out at once.';
 
 create view @extschema@.extension_version_health as
 select

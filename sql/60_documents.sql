@@ -3,7 +3,8 @@
 -- A document speaks for the keys that it has: what it leaves out stays as it is in an existing row and takes the default in
 -- a new one. The lists versions and instances are whole where they are given: rows that they do not name are removed;
 -- health: null removes the stored settings. Keys are the columns of the tables without the bookkeeping. What is wrong with a
--- document is error 22023 naming extension, key and value, and nothing of it is stored.
+-- document is error 22023 naming extension, key and value, and nothing of it is stored. (The small functions are plpgsql
+-- because it keeps their plans: they run for every row.)
 
 create view @extschema@._ext_documents as
 select
@@ -48,11 +49,13 @@ comment on function @extschema@.ext_export() is
 
 create function @extschema@._ext_document_keys(target regclass)
 returns table (name text, json_type text, nullable boolean)
-language sql stable strict parallel safe
+language plpgsql stable strict parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
+begin
+    return query
     select
-        a.attname,
+        a.attname::text,
         case t.typcategory when 'B' then 'boolean' when 'N' then 'number' when 'S' then 'string' end,
         not a.attnotnull
     from pg_attribute a
@@ -64,11 +67,83 @@ as $$
         and a.attname not in ('uid', 'created_by', 'updated_by')
         -- The owner's id, which is given by where the document stands.
         and not exists (
-            select from pg_constraint c where c.conrelid = target and c.contype = 'f' and a.attnum = any (c.conkey))
+            select from pg_constraint c where c.conrelid = target and c.contype = 'f' and a.attnum = any (c.conkey));
+end;
 $$;
 
 comment on function @extschema@._ext_document_keys(regclass) is
     'The keys of a document about a row of this table, and the JSON type that each must have (NULL: any, jsonb''s own check decides).';
+
+create function @extschema@._ext_document_problems(
+    what text,
+    document jsonb,
+    target regclass,
+    required text[],
+    more jsonb default '{}'
+) returns table (key text, problem text, hint text)
+language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    return query
+    with known as (
+        select k.name, k.json_type from @extschema@._ext_document_keys(target) k
+        union all
+        select m.key, m.value from jsonb_each_text(more) m
+    ),
+    problems (place, key, problem, hint) as (
+        select
+            0,
+            null,
+            format('%s must be a JSON object, not %s', what, coalesce(left(document::text, 100), 'NULL')),
+            'SELECT jsonb_pretty(ext_export()); shows the shape of documents.'
+        where document is null or jsonb_typeof(document) <> 'object'
+        union all
+        select
+            0,
+            given.key,
+            case
+                when known.name is null then format('%s: unknown key %s', what, to_json(left(given.key, 100)))
+                else format('%s: %s cannot be %s', what, given.key, left(given.value::text, 100))
+            end,
+            case
+                when known.name is null then
+                    format('The keys are %s.', (select string_agg(k.name, ', ' order by k.name) from known k))
+                else format('Give it as JSON %s, or leave it out.', known.json_type)
+            end
+        from jsonb_each(case when jsonb_typeof(document) = 'object' then document end) given
+        left join known on known.name = given.key
+        where known.name is null
+            or jsonb_typeof(given.value) not in ('null', known.json_type)
+        union all
+        select
+            r.place::integer,
+            r.name,
+            format('%s: %s is missing', what, r.name),
+            format('%s must be there.', array_to_string(required, ', '))
+        from unnest(required) with ordinality r(name, place)
+        where jsonb_typeof(document) = 'object' and coalesce(document -> r.name, 'null') = 'null'
+    )
+    select p.key, p.problem, p.hint from problems p order by p.place, p.key collate "C";
+end;
+$$;
+
+comment on function @extschema@._ext_document_problems(text, jsonb, regclass, text[], jsonb) is
+    'Why document is not an object with known keys of the right types, the required ones among them; known are those of the table and of more (key -> type).';
+
+create function @extschema@._ext_without_nulls(document jsonb, target regclass) returns jsonb
+language plpgsql stable strict parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return document - array(
+        select k.name from @extschema@._ext_document_keys(target) k where not k.nullable and document -> k.name = 'null');
+end;
+$$;
+
+comment on function @extschema@._ext_without_nulls(jsonb, regclass) is
+    'The document without the nulls that its table cannot have: they are as if left out.';
 
 create function @extschema@._ext_read_document(
     what text,
@@ -81,84 +156,65 @@ language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    missing text;
     wrong record;
 begin
-    if document is null or jsonb_typeof(document) <> 'object' then
-        raise exception using
-            errcode = 'invalid_parameter_value',
-            message = format('%s must be a JSON object, not %s', what, coalesce(left(document::text, 100), 'NULL')),
-            hint = 'SELECT jsonb_pretty(ext_export()); shows the shape of documents.';
-    end if;
-
-    with known as (
-        select k.name, k.json_type, k.nullable from @extschema@._ext_document_keys(target) k
-        union all
-        select m.key, m.value, true from jsonb_each_text(more) m
-    )
-    select
-        given.key,
-        given.value,
-        known.name,
-        known.json_type,
-        (select string_agg(k.name, ', ' order by k.name) from known k) as names
-    into wrong
-    from jsonb_each(document) given
-    left join known on known.name = given.key
-    where known.name is null
-        or jsonb_typeof(given.value) not in ('null', known.json_type)
-    order by given.key
+    select p.problem, p.hint into wrong
+    from @extschema@._ext_document_problems(what, document, target, required, more) p
     limit 1;
-    if wrong.key is not null and wrong.name is null then
-        raise exception using
-            errcode = 'invalid_parameter_value',
-            message = format('%s: unknown key %s', what, to_json(left(wrong.key, 100))),
-            hint = format('The keys are %s.', wrong.names);
-    elsif wrong.key is not null then
-        raise exception using
-            errcode = 'invalid_parameter_value',
-            message = format('%s: %s cannot be %s', what, wrong.key, left(wrong.value::text, 100)),
-            hint = format('Give it as JSON %s, or leave it out.', coalesce(wrong.json_type, 'object'));
+    if found then
+        raise exception using errcode = 'invalid_parameter_value', message = wrong.problem, hint = wrong.hint;
     end if;
-
-    select r.name into missing
-    from unnest(required) r(name)
-    where coalesce(document -> r.name, 'null') = 'null'
-    limit 1;
-    if missing is not null then
-        raise exception using
-            errcode = 'invalid_parameter_value',
-            message = format('%s: %s is missing', what, missing),
-            hint = format('%s must be there.', array_to_string(required, ', '));
-    end if;
-
-    return document - array(
-        select k.name from @extschema@._ext_document_keys(target) k where not k.nullable and document -> k.name = 'null');
+    return coalesce(@extschema@._ext_without_nulls(document, target), document);
 end;
 $$;
 
 comment on function @extschema@._ext_read_document(text, jsonb, regclass, text[], jsonb) is
-    'Returns document without the nulls that its table cannot have (they are as if left out). Raises 22023 unless it is an object with known keys of the right types, the required ones among them; known are those of the table and of more (key -> type).';
+    'Returns document without the nulls that its table cannot have. Raises 22023 if it has problems.';
 
-create function @extschema@._ext_check_unique(what text, items jsonb, key text) returns void
+create function @extschema@._ext_duplicates(what text, items jsonb, variadic keys text[])
+returns table (index integer, problem text, hint text)
+language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    return query
+    with named as (
+        select
+            i.ordinality::integer - 1 as index,
+            string_agg(to_json(left(i.value ->> k.key, 100))::text, ' ' order by k.ordinality) as shown,
+            array_agg(i.value ->> k.key order by k.ordinality) as name
+        from jsonb_array_elements(case when jsonb_typeof(items) = 'array' then items end) with ordinality i
+        cross join unnest(keys) with ordinality k(key, ordinality)
+        group by i.ordinality
+    )
+    select n.index, format('%s %s is there twice', what, n.shown), 'Each may be there once.'
+    from named n
+    where array_position(n.name, null) is null
+        and exists (select from named earlier where earlier.name = n.name and earlier.index < n.index)
+    order by n.index;
+end;
+$$;
+
+comment on function @extschema@._ext_duplicates(text, jsonb, text[]) is
+    'The items of a list that have the same keys as one before them.';
+
+create function @extschema@._ext_check_unique(what text, items jsonb, variadic keys text[]) returns void
 language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    twice text;
+    twice record;
 begin
-    select i.value ->> key into twice from jsonb_array_elements(items) i group by i.value ->> key having count(*) > 1 limit 1;
-    if twice is not null then
-        raise exception using
-            errcode = 'invalid_parameter_value',
-            message = format('%s %s is there twice', what, to_json(left(twice, 100))),
-            hint = 'Each may be there once.';
+    select d.problem, d.hint into twice from @extschema@._ext_duplicates(what, items, variadic keys) d limit 1;
+    if found then
+        raise exception using errcode = 'invalid_parameter_value', message = twice.problem, hint = twice.hint;
     end if;
 end;
 $$;
 
-comment on function @extschema@._ext_check_unique(text, jsonb, text) is
-    'Raises 22023 if two items of a list have the same key.';
+comment on function @extschema@._ext_check_unique(text, jsonb, text[]) is
+    'Raises 22023 if two items of a list have the same keys.';
 
 create function @extschema@.ext_register(doc jsonb, expected_epoch bigint default null) returns bigint
 language plpgsql volatile
@@ -303,6 +359,7 @@ begin
         end loop;
     end if;
     if jsonb_typeof(doc -> 'policies') = 'array' then
+        perform @extschema@._ext_check_unique('policy', doc -> 'policies', 'tenant_id', 'policy_id');
         for item in select i.value from jsonb_array_elements(doc -> 'policies') i loop
             what := concat_ws(' ', 'policy', left((item -> 'tenant_id')::text, 100), left((item -> 'policy_id')::text, 100));
             item := @extschema@._ext_read_document(what, item, '@extschema@.extension_policies',
@@ -318,7 +375,7 @@ begin
                         errcode = 'invalid_parameter_value',
                         message = format('%s: %s', what, reason),
                         detail = detail,
-                        hint = coalesce(nullif(hint, ''), '\d+ extension_policies shows what its columns take.');
+                        hint = coalesce(nullif(hint, ''), '\d+ of the table shows what its columns take.');
             end;
             policies := policies + 1;
         end loop;

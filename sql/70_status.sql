@@ -12,7 +12,8 @@ create function @extschema@._ext_status(
     out untracked_targets bigint,
     out lost_events bigint,
     out library_version text,
-    out is_standby boolean
+    out is_standby boolean,
+    out ticketless_decisions bigint
 ) returns record
 language c volatile parallel safe
 as 'MODULE_PATHNAME', '_ext_status';
@@ -79,7 +80,8 @@ create function @extschema@.ext_registry_status(
     out triggers_intact boolean,
     out version text,
     out library_version text,
-    out is_standby boolean
+    out is_standby boolean,
+    out ticketless_decisions bigint
 ) returns record
 language sql volatile parallel safe
 set search_path = pg_catalog, pg_temp
@@ -110,7 +112,8 @@ as $$
         ),
         (select x.extversion from pg_extension x where x.extname = 'ext_registry'),
         s.library_version,
-        s.is_standby
+        s.is_standby,
+        s.ticketless_decisions
     from @extschema@._ext_status() s
 $$;
 

@@ -1,6 +1,6 @@
 //! Learning from an outcome: what one report does to the targets of its call. Both hosts report through here.
 
-use crate::breaker::{Report, Transition};
+use crate::breaker::{Lease, Report, Transition};
 use crate::outcome::{Outcome, Verdict};
 use crate::target::Target;
 use crate::tickets::Taken;
@@ -16,7 +16,17 @@ pub struct Result {
     pub retries: u32,
 }
 
-/// Settles the call behind a ticket. A lapsed call counts in the statistics and moves no breaker.
+/// What a report caused.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[must_use]
+pub struct Settled {
+    /// The version's breaker moved.
+    pub transition: Option<Transition>,
+    /// The instance has become suspect: the extension's instances must be judged anew.
+    pub suspect: bool,
+}
+
+/// Settles the call behind a ticket. A lapsed call counts in the statistics; it moves no breaker and makes nobody suspect.
 pub fn settle(
     version: &Target,
     instance: Option<&Target>,
@@ -24,22 +34,24 @@ pub fn settle(
     result: Result,
     now_us: u64,
     random: u64,
-) -> Option<Transition> {
+) -> Settled {
     if !taken.lapsed {
         release(version, instance);
     }
     count(version, instance, result, now_us);
     if taken.lapsed {
-        return None;
+        return Settled::default();
     }
-    let settings = version.settings.load();
-    let report = Report {
-        verdict: result.outcome.verdict(),
-        slow: result.outcome.verdict() == Verdict::Success && settings.is_slow(result.latency_us),
-        generation: Some(taken.call.generation),
-        lease: taken.call.lease,
-    };
-    version.breaker.report(&settings, report, now_us, random)
+    let admitted = (Some(taken.call.generation), taken.call.lease);
+    learn(
+        version,
+        instance,
+        admitted,
+        taken.call.started_us,
+        result,
+        now_us,
+        random,
+    )
 }
 
 /// Takes in an outcome that came without a ticket.
@@ -49,16 +61,33 @@ pub fn settle_unticketed(
     result: Result,
     now_us: u64,
     random: u64,
-) -> Option<Transition> {
+) -> Settled {
     count(version, instance, result, now_us);
+    learn(version, instance, (None, None), now_us, result, now_us, random)
+}
+
+/// Moves the version's breaker and the instance's row of failures.
+fn learn(
+    version: &Target,
+    instance: Option<&Target>,
+    (generation, lease): (Option<u32>, Option<Lease>),
+    began_us: u64,
+    result: Result,
+    now_us: u64,
+    random: u64,
+) -> Settled {
     let settings = version.settings.load();
+    let verdict = result.outcome.verdict();
     let report = Report {
-        verdict: result.outcome.verdict(),
-        slow: result.outcome.verdict() == Verdict::Success && settings.is_slow(result.latency_us),
-        generation: None,
-        lease: None,
+        verdict,
+        slow: verdict == Verdict::Success && settings.is_slow(result.latency_us),
+        generation,
+        lease,
     };
-    version.breaker.report(&settings, report, now_us, random)
+    Settled {
+        transition: version.breaker.report(&settings, report, now_us, random),
+        suspect: instance.is_some_and(|instance| instance.ejection.note(result.outcome, began_us)),
+    }
 }
 
 /// The call is no longer under way.

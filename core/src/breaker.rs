@@ -303,6 +303,17 @@ impl Breaker {
         }
     }
 
+    /// How many more probes would be let through now, where [`Breaker::peek`] says that calls probe.
+    pub fn free_probes(&self, settings: &Settings, now_us: u64) -> usize {
+        let word = Word::unpack(self.word.load(Acquire));
+        let slots = &self.leases[..settings.probes()];
+        let is_free = |slot: &&AtomicU64| Slot(slot.load(Relaxed)).is_free(word.generation, word_ms(now_us));
+        match word.state {
+            State::HalfOpen => slots.iter().filter(is_free).count(),
+            State::Open | State::Closed => slots.len(),
+        }
+    }
+
     fn take_lease(&self, settings: &Settings, generation: u32, now_ms: u64, until_ms: u64) -> Admission {
         let taken = Slot::live(generation, until_ms.max(now_ms + 1));
         for (index, slot) in self.leases[..settings.probes()].iter().enumerate() {

@@ -11,6 +11,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::balance::Schedule;
 use crate::breaker::Settings;
+use crate::ejection::{self, RAMP_STEPS};
+use crate::levels::{self, Level};
 use crate::model::{Balancing, ExtensionRow, Health, InstanceRow, Kind, Tenants, VersionRow};
 use crate::natural;
 use crate::rules::{RuleError, RuleSet};
@@ -32,16 +34,22 @@ pub struct Compiled {
     pub balancing: Balancing,
     /// The context key for consistent hashing.
     pub hash_key: Option<Box<str>>,
+    /// When instances are ejected.
+    pub ejection: ejection::Settings,
     /// Fingerprint of the configuration: equal where the configuration is.
     pub epoch: u64,
     /// The versions in the order in which they are tried; the last one is the extension's own row.
     pub versions: Box<[Version]>,
+    /// The rows of `extension_versions` among them, by specificity.
+    pub(crate) levels: Box<[Level]>,
     /// The names of the versions with a breaker of their own; versions refer to them by position.
     pub targets: Box<[Box<str>]>,
     /// All instances, by id.
     pub instances: Box<[Instance]>,
     /// What is wrong with rows that got in unchecked.
     pub warnings: Vec<String>,
+    /// Roughly what its rules take in memory.
+    rules_bytes: usize,
 }
 
 /// One version ready to be chosen.
@@ -93,18 +101,26 @@ pub struct Instance {
 pub struct Pool {
     /// All with a row.
     pub members: Box<[u32]>,
-    /// Those that may be chosen.
+    /// Those that may be chosen, by what is declared; ascending.
     pub eligible: Box<[u32]>,
     /// Those that may be chosen where none is eligible.
     pub reserve: Box<[u32]>,
     schedule: OnceLock<Option<Schedule>>,
+    reserve_schedule: OnceLock<Option<Schedule>>,
 }
 
 impl Pool {
     /// The cycle over [`Pool::eligible`].
     pub fn schedule(&self, extension: &Compiled) -> Option<&Schedule> {
         self.schedule
-            .get_or_init(|| extension.schedule_of(&self.eligible))
+            .get_or_init(|| extension.schedule_of(&self.eligible, |_| RAMP_STEPS))
+            .as_ref()
+    }
+
+    /// The cycle over [`Pool::reserve`].
+    pub fn reserve_schedule(&self, extension: &Compiled) -> Option<&Schedule> {
+        self.reserve_schedule
+            .get_or_init(|| extension.schedule_of(&self.reserve, |_| RAMP_STEPS))
             .as_ref()
     }
 }
@@ -136,6 +152,8 @@ impl Compiled {
                 ));
             }
         }
+        // A string of a list takes some four times its text: twice in sets, with its hash and its length.
+        let rules_bytes = row.versions.iter().map(|version| 4 * version.rules_text.len()).sum();
         let mut instances = row.instances;
         instances.sort_unstable_by(|a, b| a.instance_id.cmp(&b.instance_id));
         let subjects: Vec<&str> = row
@@ -187,6 +205,8 @@ impl Compiled {
             .map(|(target, (version, pool))| Version::new(version, target, pool, row.settings))
             .collect();
         versions.sort_by(Version::order);
+        let rules: Vec<_> = versions.iter().map(|version| &version.rules).collect();
+        let levels = Level::of(&rules);
         versions.push(own);
         Self {
             id: row.id.into(),
@@ -196,12 +216,25 @@ impl Compiled {
             tenants: row.tenants,
             balancing: row.balancing,
             hash_key: row.hash_key.map(Into::into),
+            ejection: row.ejection,
             epoch,
             versions: versions.into(),
+            levels,
             targets: targets.into(),
             instances: compiled_instances,
             warnings,
+            rules_bytes,
         }
+    }
+
+    /// Roughly what it takes in memory, its schedules included.
+    pub fn bytes(&self) -> usize {
+        let version = |v: &Version| size_of::<Version>() + v.config.len() + v.subject.len() + 64 * v.pool.members.len();
+        let instance = |i: &Instance| size_of::<Instance>() + i.subject.len() + i.id.len();
+        size_of::<Self>()
+            + self.rules_bytes
+            + self.versions.iter().map(version).sum::<usize>()
+            + self.instances.iter().map(instance).sum::<usize>()
     }
 
     /// The place of the extension's own row among the versions.
@@ -209,11 +242,12 @@ impl Compiled {
         self.versions.len() - 1
     }
 
-    /// The cycle over these instances by this extension's way of balancing; instances without any weight count alike.
-    pub fn schedule_of(&self, places: &[u32]) -> Option<Schedule> {
+    /// The cycle over these instances by this extension's way of balancing, each with so many `tenths` of its weight; instances without
+    /// any weight count alike.
+    pub fn schedule_of(&self, places: &[u32], tenths: impl Fn(u32) -> u32) -> Option<Schedule> {
         let weight = |place: &u32| match self.balancing {
-            Balancing::RoundRobin => 1,
-            _ => self.instances[*place as usize].weight,
+            Balancing::RoundRobin => tenths(*place),
+            _ => self.instances[*place as usize].weight * tenths(*place),
         };
         let weights: Vec<u32> = places.iter().map(weight).collect();
         Schedule::new(&weights).or_else(|| Schedule::new(&vec![1; places.len()]))
@@ -262,7 +296,7 @@ impl Version {
 
     /// The number of keys of its rules.
     pub fn specificity(&self) -> usize {
-        self.rules.as_ref().map_or(0, RuleSet::specificity)
+        levels::specificity(&self.rules)
     }
 
     /// More keys first, then the higher version.
@@ -315,6 +349,7 @@ impl Pool {
             reserve: select(|instance| instance.available),
             members: members.into(),
             schedule: OnceLock::new(),
+            reserve_schedule: OnceLock::new(),
         }
     }
 }
@@ -369,8 +404,8 @@ fn fingerprint(row: &ExtensionRow) -> u64 {
         .text(Some(row.balancing.as_str()))
         .text(row.hash_key.as_deref())
         .settings(&row.settings)
-        .number(row.ejection_failures.map_or(u64::MAX, u64::from))
-        .number(u64::from(row.max_ejection_percent));
+        .number(row.ejection.after.map_or(u64::MAX, u64::from))
+        .number(u64::from(row.ejection.max_percent));
     // Rows have no order of their own.
     let mut versions: Vec<&VersionRow> = row.versions.iter().collect();
     versions.sort_unstable_by(|a, b| a.version.cmp(&b.version));

@@ -4,13 +4,17 @@
 //! What is live comes through [`Live`], so that the host says where it lies.
 
 use std::borrow::Cow;
+use std::ops::Range;
+use std::rc::Rc;
 
-use crate::breaker::{Admission, Lease, State, Transition};
-use crate::compile::{Compiled, Pool, Version};
+use crate::breaker::{Admission, Lease, Mode, Settings, State, Transition};
+use crate::compile::{Compiled, Version};
 use crate::context::{Context, Value};
-use crate::model::Balancing;
+use crate::fitness::{Effects, Fitness};
 use crate::rendezvous;
-use crate::target::Target;
+use crate::target::{Target, Turn};
+
+mod instance;
 
 /// Where the live state of an extension's targets is. `None`: there is no place for it; the target then has no breaker and no statistics.
 pub trait Live {
@@ -18,6 +22,16 @@ pub trait Live {
     fn version(&self, target: usize) -> Option<&Target>;
     /// The instance at this place of [`Compiled::instances`].
     fn instance(&self, place: usize) -> Option<&Target>;
+    /// Where the extension's instances stand; `None` while all of them are fit.
+    fn fitness(&self, now_us: u64, random: u64, effects: Effects) -> Option<Rc<Fitness>>;
+    /// What a version's breaker would say to a decision without effects.
+    fn peek(&self, _target: usize, live: &Target, settings: &Settings, now_us: u64) -> Admission {
+        live.breaker.peek(settings, now_us)
+    }
+    /// The turn that a decision without effects goes by.
+    fn peek_turn(&self, _target: usize, live: &Target, which: Turn) -> u64 {
+        live.next_turn(which)
+    }
 }
 
 /// One question.
@@ -133,8 +147,10 @@ pub struct Finding {
 
 /// Who asks.
 pub trait Witness {
-    /// Whether it wants to see every candidate. Then the decision has no effects: no probe, no turn, no count.
+    /// Whether it wants to see every candidate, also those behind the one that is chosen.
     const WATCHES: bool;
+    /// Whether the decision is meant. If not it has no effects: no probe, no turn, no ejection.
+    const EFFECTS: bool;
     /// Takes one finding.
     fn see(&mut self, finding: impl FnOnce() -> Finding);
 }
@@ -145,6 +161,7 @@ pub struct Caller;
 
 impl Witness for Caller {
     const WATCHES: bool = false;
+    const EFFECTS: bool = true;
     fn see(&mut self, _finding: impl FnOnce() -> Finding) {}
 }
 
@@ -154,6 +171,7 @@ pub struct Explainer(pub Vec<Finding>);
 
 impl Witness for Explainer {
     const WATCHES: bool = true;
+    const EFFECTS: bool = false;
     fn see(&mut self, finding: impl FnOnce() -> Finding) {
         self.0.push(finding());
     }
@@ -286,24 +304,30 @@ struct Search<'a, 'r, C: ?Sized, L> {
 impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
     /// Tries the rows of `extension_versions`, level by level of equal specificity.
     fn rows<W: Witness>(&mut self, witness: &mut W) {
-        let rows = &self.extension.versions[..self.extension.own()];
-        let mut start = 0;
         let mut taken = false;
-        while start < rows.len() && (W::WATCHES || !taken) {
-            let specificity = rows[start].specificity();
-            let end = start
-                + rows[start..]
-                    .iter()
-                    .take_while(|v| v.specificity() == specificity)
-                    .count();
-            taken |= self.level(start..end, taken, witness);
-            start = end;
+        for level in &self.extension.levels {
+            if taken && !W::WATCHES {
+                break;
+            }
+            let all = level.places.clone();
+            taken |= match level.candidates(self.request.context) {
+                Some(places) if !W::WATCHES => self.level(&places.iter().copied(), all, taken, witness),
+                _ => self.level(&all.clone(), all, taken, witness),
+            };
         }
     }
 
     /// Tries the versions of one level. Returns whether the request's search ends here: somebody's share took it, and it was not
     /// refused by all. A refused request goes on to the next matching version.
-    fn level<W: Witness>(&mut self, places: std::ops::Range<usize>, taken: bool, witness: &mut W) -> bool {
+    ///
+    /// `places` are those of `all` that may match, in order.
+    fn level<W: Witness>(
+        &mut self,
+        places: &(impl Iterator<Item = usize> + Clone),
+        all: Range<usize>,
+        taken: bool,
+        witness: &mut W,
+    ) -> bool {
         let extension = self.extension;
         let matching = |place: &usize| {
             let version = &extension.versions[*place];
@@ -315,7 +339,7 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
         };
         // Nearly always one version matches, or the first has the whole share: nothing to collect then.
         let Some(first) = places.clone().find(matching) else {
-            self.explain_mismatches(places, witness);
+            self.explain_mismatches(all, witness);
             return false;
         };
         let whole = extension.versions[first].rollout == 10_000;
@@ -364,11 +388,11 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
                 return true;
             }
         }
-        self.explain_mismatches(places, witness);
+        self.explain_mismatches(all, witness);
         served
     }
 
-    fn explain_mismatches<W: Witness>(&self, places: std::ops::Range<usize>, witness: &mut W) {
+    fn explain_mismatches<W: Witness>(&self, places: Range<usize>, witness: &mut W) {
         if !W::WATCHES {
             return;
         }
@@ -443,7 +467,11 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
         let target = self.live.version(version.target);
         let (admission, generation, transition) = match target {
             None => (Admission::Pass, 0, None),
-            Some(target) if W::WATCHES => (target.breaker.peek(&version.settings, self.request.now_us), 0, None),
+            Some(target) if !W::EFFECTS => {
+                let now = self.request.now_us;
+                let admission = self.live.peek(version.target, target, &version.settings, now);
+                (admission, 0, None)
+            }
             Some(target) => {
                 let now = self.request.now_us;
                 let admitted = target.breaker.admit(&version.settings, now, now + version.lease_us());
@@ -479,10 +507,10 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
             }
         };
         witness.see(|| {
-            let breaker = if lease.is_some() {
-                "half-open, this call would be a probe"
-            } else {
-                "closed"
+            let breaker = match version.settings.mode {
+                _ if lease.is_some() => "half-open, this call would be a probe",
+                Mode::Auto => "closed",
+                mode => mode.as_str(),
             };
             found(
                 "version",
@@ -491,7 +519,7 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
                 format!("breaker {breaker}; {}", why(version, place == self.extension.own())),
             )
         });
-        let (instance, reason) = self.instance(version, target, witness);
+        let (instance, reason) = self.instance(place, target, witness);
         let reason = match reason {
             _ if lease.is_some() => Reason::Probe,
             Reason::Ok if self.refused.is_some() => Reason::FallbackVersion,
@@ -508,135 +536,6 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
             transition,
         });
         true
-    }
-
-    fn instance<W: Witness>(
-        &self,
-        version: &Version,
-        target: Option<&Target>,
-        witness: &mut W,
-    ) -> (Option<usize>, Reason) {
-        let pool = &version.pool;
-        if pool.members.is_empty() {
-            return (None, Reason::Ok);
-        }
-        let (places, reason) = match (pool.eligible.is_empty(), pool.reserve.is_empty()) {
-            (false, _) => (&pool.eligible, Reason::Ok),
-            (true, false) => (&pool.reserve, Reason::Panic),
-            (true, true) => {
-                self.explain_instances(pool, None, witness);
-                return (None, Reason::NoInstances);
-            }
-        };
-        let untried: Box<[u32]>;
-        let mut narrowed = reason == Reason::Panic;
-        let mut places: &[u32] = places;
-        if !self.request.avoid.is_empty() {
-            untried = places
-                .iter()
-                .copied()
-                .filter(|place| {
-                    !self
-                        .request
-                        .avoid
-                        .contains(&&*self.extension.instances[*place as usize].id)
-                })
-                .collect();
-            if !untried.is_empty() && untried.len() < places.len() {
-                places = &untried;
-                narrowed = true;
-            }
-        }
-        let chosen = self.pick(pool, places, narrowed, target, W::WATCHES);
-        self.explain_instances(pool, Some(chosen), witness);
-        (Some(chosen as usize), reason)
-    }
-
-    /// Chooses among these instances by the extension's way of balancing. `narrowed`: they are not the pool's eligible ones.
-    fn pick(&self, pool: &Pool, places: &[u32], narrowed: bool, target: Option<&Target>, watches: bool) -> u32 {
-        let extension = self.extension;
-        match extension.balancing {
-            _ if places.len() == 1 && !watches => {
-                // One instance needs no turn, but the turns go on, so that a second one does not start at the first's.
-                if let Some(target) = target {
-                    target.take_turn();
-                }
-                places[0]
-            }
-            Balancing::WeightedRoundRobin | Balancing::RoundRobin => {
-                let turn = match target {
-                    None => self.request.random,
-                    Some(target) if watches => target.next_turn(),
-                    Some(target) => target.take_turn(),
-                };
-                let narrow;
-                let schedule = if narrowed {
-                    narrow = extension.schedule_of(places);
-                    narrow.as_ref()
-                } else {
-                    pool.schedule(extension)
-                };
-                places[schedule.map_or(0, |schedule| schedule.pick(turn))]
-            }
-            Balancing::ConsistentHash => {
-                let key = extension.hash_key.as_deref().unwrap_or("tenant_id");
-                let key = self
-                    .sticky_key(key)
-                    .unwrap_or_else(|| self.request.random.to_string().into());
-                let score = |place: u32| {
-                    let instance = &extension.instances[place as usize];
-                    rendezvous::score(
-                        rendezvous::hash(&extension.id, &instance.id, &key),
-                        f64::from(instance.weight.max(1)),
-                    )
-                };
-                places
-                    .iter()
-                    .copied()
-                    .min_by(|a, b| score(*a).total_cmp(&score(*b)))
-                    .unwrap_or(places[0])
-            }
-            Balancing::LeastLatency => {
-                let (n, random) = (places.len() as u64, self.request.random);
-                let first = random % n;
-                let second = (first + 1 + (random >> 32) % (n - 1).max(1)) % n;
-                let load = |place: u32| self.live.instance(place as usize).map_or(0, Target::load);
-                let (a, b) = (places[first as usize], places[second as usize]);
-                if load(b) < load(a) { b } else { a }
-            }
-        }
-    }
-
-    fn explain_instances<W: Witness>(&self, pool: &Pool, chosen: Option<u32>, witness: &mut W) {
-        if !W::WATCHES {
-            return;
-        }
-        for place in &pool.members {
-            let instance = &self.extension.instances[*place as usize];
-            let avoided = self.request.avoid.contains(&&*instance.id);
-            let weight = f64::from(instance.weight) / 2.0;
-            if Some(*place) == chosen {
-                let way = self.extension.balancing.as_str();
-                let detail = match instance.ineligible {
-                    None => format!("{way}, weight {weight}, next turn is its"),
-                    Some(why) => format!("{why}, but no instance is eligible"),
-                };
-                witness.see(|| found("instance", &instance.id, "chosen", detail));
-            } else if let Some(why) = instance.ineligible {
-                witness.see(|| found("instance", &instance.id, "skipped", why));
-            } else if avoided {
-                witness.see(|| found("instance", &instance.id, "skipped", "already tried"));
-            } else {
-                witness.see(|| {
-                    found(
-                        "instance",
-                        &instance.id,
-                        "not reached",
-                        format!("eligible, weight {weight}, not its turn"),
-                    )
-                });
-            }
-        }
     }
 
     fn finish(self) -> Decision {

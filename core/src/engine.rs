@@ -3,15 +3,19 @@
 //! The bridge decides with it when its source is `fixtures`. One thread owns it; tickets, breakers, turns and statistics work as in Postgres,
 //! but are this process's own.
 
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use serde_json::{Map, Value as Json};
 
-use crate::account::{self, Result as Report};
+use crate::account::{self, Result as Report, Settled};
 use crate::breaker::{self, Mode, Settings, Transition};
 use crate::compile::Compiled;
 use crate::decide::{Caller, Decision, Explainer, Finding, Live, Reason, Request, decide};
+use crate::ejection;
 use crate::fields::DocumentError;
+use crate::fitness::{Effects, Fitness, Remembered};
 use crate::fixture::{BreakerOverrides, ExtensionDocument, HealthDocument, InstanceDocument, VersionDocument};
 use crate::model::{Balancing, ExtensionRow, Health, InstanceRow, Kind, Overrides, Tenants, VersionRow};
 use crate::outcome::Outcome;
@@ -31,6 +35,7 @@ pub struct Engine {
     random: u64,
     stale_reports: u64,
     transitions: Vec<Moved>,
+    ejections: RefCell<Vec<InstanceMoved>>,
 }
 
 struct Registered {
@@ -38,6 +43,20 @@ struct Registered {
     /// Where in [`Engine::targets`] its versions lie, then its instances.
     versions: usize,
     instances: usize,
+    fitness: Remembered,
+    /// What may have changed the fitness of its instances, counted.
+    suspicions: Cell<u64>,
+}
+
+/// An instance that was ejected, or came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceMoved {
+    /// Whose.
+    pub extension_id: Box<str>,
+    /// Which.
+    pub instance_id: Box<str>,
+    /// What happened.
+    pub moved: ejection::Move,
 }
 
 /// A breaker that moved.
@@ -84,8 +103,10 @@ pub struct EngineDecision {
 
 /// The targets of one extension, side by side.
 struct Places<'a> {
+    registered: &'a Registered,
     versions: &'a [Target],
     instances: &'a [Target],
+    ejections: &'a RefCell<Vec<InstanceMoved>>,
 }
 
 impl Live for Places<'_> {
@@ -95,6 +116,30 @@ impl Live for Places<'_> {
 
     fn instance(&self, place: usize) -> Option<&Target> {
         self.instances.get(place)
+    }
+
+    fn fitness(&self, now_us: u64, random: u64, effects: Effects) -> Option<Rc<Fitness>> {
+        let Registered {
+            compiled,
+            fitness,
+            suspicions,
+            ..
+        } = self.registered;
+        if fitness.holds(suspicions.get(), now_us) {
+            return fitness.get();
+        }
+        let tell = |instance: usize, moved| {
+            self.ejections.borrow_mut().push(InstanceMoved {
+                extension_id: compiled.id.clone(),
+                instance_id: compiled.instances[instance].id.clone(),
+                moved,
+            });
+        };
+        let judged = Fitness::judge(compiled, |i| self.instances.get(i), now_us, random, effects, tell);
+        match effects {
+            Effects::Apply => fitness.keep(suspicions.get(), judged, now_us),
+            Effects::Pretend => (!judged.is_calm()).then(|| Rc::new(judged)),
+        }
     }
 }
 
@@ -111,6 +156,7 @@ impl Engine {
             random: seed | 1,
             stale_reports: 0,
             transitions: Vec::new(),
+            ejections: RefCell::default(),
         };
         for document in documents {
             if engine.extensions.contains_key(document.id.as_str()) {
@@ -138,7 +184,9 @@ impl Engine {
         }
         let instances = self.targets.len();
         for instance in &compiled.instances {
-            self.targets.push(Target::default());
+            let state = Target::default();
+            state.ejection.set_after(compiled.ejection.after);
+            self.targets.push(state);
             self.owners.push((compiled.id.clone(), instance.id.clone()));
         }
         self.extensions.insert(
@@ -147,6 +195,8 @@ impl Engine {
                 compiled,
                 versions,
                 instances,
+                fitness: Remembered::default(),
+                suspicions: Cell::new(0),
             },
         );
     }
@@ -158,7 +208,7 @@ impl Engine {
             return EngineDecision::missing(id);
         };
         let compiled = &registered.compiled;
-        let live = registered.live(&self.targets);
+        let live = registered.live(&self.targets, &self.ejections);
         let request = Request {
             context,
             avoid,
@@ -200,7 +250,7 @@ impl Engine {
         let decision = decide(
             &registered.compiled,
             &request,
-            &registered.live(&self.targets),
+            &registered.live(&self.targets, &self.ejections),
             &mut explainer,
         );
         (EngineDecision::new(&registered.compiled, &decision, 0), explainer.0)
@@ -220,7 +270,12 @@ impl Engine {
             latency_us,
             retries,
         };
-        if let Some(transition) = account::settle(&self.targets[version], instance, &taken, report, now_us, random) {
+        let Settled { transition, suspect } =
+            account::settle(&self.targets[version], instance, &taken, report, now_us, random);
+        if suspect && let Some(registered) = self.extensions.get(&self.owners[version].0) {
+            registered.suspicions.set(registered.suspicions.get() + 1);
+        }
+        if let Some(transition) = transition {
             let (extension_id, version) = self.owners[version].clone();
             self.transitions.push(Moved {
                 extension_id,
@@ -241,6 +296,11 @@ impl Engine {
         std::mem::take(&mut self.transitions)
     }
 
+    /// The instances that were ejected or came back since the last call.
+    pub fn take_ejections(&mut self) -> Vec<InstanceMoved> {
+        self.ejections.take()
+    }
+
     /// Reports that found nothing behind their ticket.
     pub fn stale_reports(&self) -> u64 {
         self.stale_reports
@@ -258,16 +318,16 @@ impl Engine {
 
     /// The live state of an extension's versions, in the order of [`Compiled::targets`].
     pub fn version_targets(&self, id: &str) -> &[Target] {
-        self.extensions
-            .get(id)
-            .map_or(&[], |registered| registered.live(&self.targets).versions)
+        self.extensions.get(id).map_or(&[], |registered| {
+            registered.live(&self.targets, &self.ejections).versions
+        })
     }
 
     /// The live state of an extension's instances, in the order of [`Compiled::instances`].
     pub fn instance_targets(&self, id: &str) -> &[Target] {
-        self.extensions
-            .get(id)
-            .map_or(&[], |registered| registered.live(&self.targets).instances)
+        self.extensions.get(id).map_or(&[], |registered| {
+            registered.live(&self.targets, &self.ejections).instances
+        })
     }
 
     /// `SplitMix64` (Steele, Lea, Flood 2014): enough for jitter and keyless spreading.
@@ -281,8 +341,10 @@ impl Engine {
 }
 
 impl Registered {
-    fn live<'a>(&self, targets: &'a [Target]) -> Places<'a> {
+    fn live<'a>(&'a self, targets: &'a [Target], ejections: &'a RefCell<Vec<InstanceMoved>>) -> Places<'a> {
         Places {
+            registered: self,
+            ejections,
             versions: &targets[self.versions..self.versions + self.compiled.targets.len()],
             instances: &targets[self.instances..self.instances + self.compiled.instances.len()],
         }
@@ -409,8 +471,10 @@ fn row(document: &ExtensionDocument) -> Result<ExtensionRow, DocumentError> {
         balancing: Balancing::from_name(&document.balancing).unwrap_or_default(),
         hash_key: document.hash_key.clone(),
         settings: settings(&document.health),
-        ejection_failures: document.health.ejection_consecutive_failures,
-        max_ejection_percent: document.health.max_ejection_percent,
+        ejection: ejection::Settings {
+            after: document.health.ejection_consecutive_failures,
+            max_percent: document.health.max_ejection_percent,
+        },
         versions,
         instances: document.instances.iter().map(instance_row).collect(),
     })

@@ -18,7 +18,7 @@ use flate2::Compression;
 use flate2::read::ZlibDecoder;
 use flate2::write::ZlibEncoder;
 
-use crate::histogram::{LogLinear, MAX_US, MinuteSnapshot, lowest, ms, rank};
+use crate::histogram::{LogLinear, MAX_US, MinuteSnapshot, index_of, lowest, ms, rank};
 
 /// HdrHistogram with 2 significant digits.
 const LAYOUT: LogLinear = LogLinear { bits: 7 };
@@ -119,6 +119,23 @@ impl Hdr {
             hdr.record_n(lowest(index.into()), count.into());
         }
         hdr
+    }
+
+    /// The latencies as a minute of a live ring, without outcomes. Counts saturate; the sum takes each bucket by its lowest latency.
+    pub fn to_snapshot(&self) -> MinuteSnapshot {
+        let mut snapshot = MinuteSnapshot::default();
+        for bucket in self.buckets() {
+            let index = index_of(bucket.lowest_us) as u16;
+            let count = u32::try_from(bucket.count).unwrap_or(u32::MAX);
+            let sum_us = bucket.lowest_us.saturating_mul(bucket.count);
+            snapshot.sum_us = snapshot.sum_us.saturating_add(sum_us);
+            snapshot.max_us = snapshot.max_us.max(bucket.lowest_us);
+            match snapshot.buckets.last_mut() {
+                Some((last, total)) if *last == index => *total = total.saturating_add(count),
+                _ => snapshot.buckets.push((index, count)),
+            }
+        }
+        snapshot
     }
 
     /// Records one latency in microseconds.

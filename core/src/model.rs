@@ -4,6 +4,7 @@
 //! (restored, replicated) is compiled into something that never matches, with a warning.
 
 use crate::breaker;
+use crate::ejection;
 use crate::rules::{RuleError, RuleSet};
 
 /// What a service does.
@@ -281,10 +282,8 @@ pub struct ExtensionRow {
     pub hash_key: Option<String>,
     /// Breaker settings.
     pub settings: breaker::Settings,
-    /// Failures in a row that eject an instance; `None` = off.
-    pub ejection_failures: Option<u32>,
-    /// Never more than this share of instances is ejected, in percent.
-    pub max_ejection_percent: u32,
+    /// Settings of ejection.
+    pub ejection: ejection::Settings,
     /// Its versions.
     pub versions: Vec<VersionRow>,
     /// Its instances.

@@ -165,22 +165,43 @@ pub struct Sticky {
 impl PolicyDocument {
     /// Reads and checks a document. The error names the key and the value.
     pub fn parse(value: &Json) -> Result<Self, PolicyError> {
-        let mut fields = Fields::open("", value)?;
-        let version = fields.string("version")?.map(str::to_owned);
+        let (policy, problems) = Self::read(value);
+        problems.0.into_iter().next().map_or(Ok(policy), Err)
+    }
+
+    /// All that is wrong with a document, [`PolicyDocument::parse`]'s error first: one for each item and each other key at most.
+    pub fn problems(value: &Json) -> Vec<PolicyError> {
+        Self::read(value).1.0
+    }
+
+    fn read(value: &Json) -> (Self, Problems) {
+        let mut problems = Problems::default();
+        let Some(mut fields) = problems.note(Fields::open("", value)) else {
+            return (Self::default(), problems);
+        };
+        let version = problems.note(fields.string("version")).flatten().map(str::to_owned);
         if let Some(version) = &version {
-            check_version("version", version).map_err(|e| PolicyError::ident("version", &e))?;
+            problems.note(check_version("version", version).map_err(|e| PolicyError::ident("version", &e)));
         }
         let policy = Self {
             version,
-            pre: stage(&mut fields, "pre", MAX_STAGE_ITEMS, processor)?,
-            validators: stage(&mut fields, "validators", MAX_STAGE_ITEMS, validator)?,
-            providers: stage(&mut fields, "providers", MAX_PROVIDERS, provider)?,
-            fallbacks: stage(&mut fields, "fallbacks", MAX_PROVIDERS, fallback)?,
-            post: stage(&mut fields, "post", MAX_STAGE_ITEMS, processor)?,
-            sticky: fields.value("sticky").map(|v| sticky("sticky", v)).transpose()?,
+            pre: stage(&mut problems, &mut fields, "pre", MAX_STAGE_ITEMS, processor),
+            validators: stage(&mut problems, &mut fields, "validators", MAX_STAGE_ITEMS, validator),
+            providers: stage(&mut problems, &mut fields, "providers", MAX_PROVIDERS, provider),
+            fallbacks: stage(&mut problems, &mut fields, "fallbacks", MAX_PROVIDERS, fallback),
+            post: stage(&mut problems, &mut fields, "post", MAX_STAGE_ITEMS, processor),
+            sticky: fields.value("sticky").and_then(|v| problems.note(sticky("sticky", v))),
         };
-        fields.finish()?;
-        let items = policy.pre.len() + policy.validators.len() + policy.post.len();
+        problems.note(fields.finish());
+        // What is said of all items together holds where each could be read.
+        if problems.0.is_empty() {
+            problems.note(policy.check_together());
+        }
+        (policy, problems)
+    }
+
+    fn check_together(&self) -> Result<(), PolicyError> {
+        let items = self.pre.len() + self.validators.len() + self.post.len();
         if items > MAX_ITEMS {
             return Err(PolicyError::new(
                 "",
@@ -188,8 +209,8 @@ impl PolicyDocument {
                 &format!("At most {MAX_ITEMS} are allowed together, and {MAX_STAGE_ITEMS} in one stage."),
             ));
         }
-        for (i, provider) in policy.providers.iter().enumerate() {
-            if policy.providers[..i]
+        for (i, provider) in self.providers.iter().enumerate() {
+            if self.providers[..i]
                 .iter()
                 .any(|other| other.item.id == provider.item.id)
             {
@@ -201,14 +222,14 @@ impl PolicyDocument {
                 ));
             }
         }
-        if !policy.providers.is_empty() && policy.providers.iter().all(|p| p.weight == 0) {
+        if !self.providers.is_empty() && self.providers.iter().all(|p| p.weight == 0) {
             return Err(PolicyError::new(
                 "providers",
                 "all weights are 0".to_owned(),
                 "At least one must be above 0.",
             ));
         }
-        Ok(policy)
+        Ok(())
     }
 
     /// The ids of all extensions that the pipeline may call, in order, each once.
@@ -231,17 +252,29 @@ impl PolicyDocument {
     }
 }
 
+/// Errors gathered on the way.
+#[derive(Debug, Default)]
+struct Problems(Vec<PolicyError>);
+
+impl Problems {
+    /// What could be read; an error is kept.
+    fn note<T>(&mut self, read: Result<T, PolicyError>) -> Option<T> {
+        read.map_err(|error| self.0.push(error)).ok()
+    }
+}
+
 fn stage<T>(
+    problems: &mut Problems,
     fields: &mut Fields<'_>,
     key: &'static str,
     limit: usize,
     read: impl Fn(&str, &Json) -> Result<T, PolicyError>,
-) -> Result<Vec<T>, PolicyError> {
-    let items = fields.list(key, limit)?;
+) -> Vec<T> {
+    let items = problems.note(fields.list(key, limit)).unwrap_or_default();
     items
         .iter()
         .enumerate()
-        .map(|(i, item)| read(&format!("{key}[{i}]"), item))
+        .filter_map(|(i, item)| problems.note(read(&format!("{key}[{i}]"), item)))
         .collect()
 }
 
@@ -465,6 +498,22 @@ mod tests {
             "fallbacks[0].when: is required"
         );
         assert!(refused(&json!({"sticky": {"ttl": "ten minutes"}})).contains("ten minutes"));
+    }
+
+    #[test]
+    fn all_problems_are_told() {
+        let document = json!({
+            "pre": [{"id": "a", "mode": "must"}, {"id": "b"}, {"id": "c", "when": {"x": {"like": 1}}}],
+            "providers": {},
+            "sticky": {"ttl": "ten minutes"},
+            "prae": 1,
+        });
+        let problems = PolicyDocument::problems(&document);
+        let paths: Vec<&str> = problems.iter().map(|problem| problem.path.as_str()).collect();
+        assert_eq!(paths, ["pre[0].mode", "pre[2].when", "providers", "sticky.ttl", ""]);
+        assert_eq!(problems[0].to_string(), refused(&document));
+        assert!(PolicyDocument::problems(&json!({"pre": [{"id": "a"}]})).is_empty());
+        assert_eq!(PolicyDocument::problems(&json!({"providers": ["a", "a"]})).len(), 1);
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //!
 //! A key is a key of the context, or a dotted path into it where no key has that literal name.
 
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use crate::context::{Context, Value};
 use crate::operators::{self, Operator};
@@ -45,18 +45,32 @@ enum Test {
 impl RuleSet {
     /// Compiles a rule set. Errors name the key; nothing is guessed.
     pub fn parse(rules: &Json) -> Result<Self, RuleError> {
-        let Some(object) = rules.as_object() else {
-            return Err(RuleError::new(
-                "",
-                format!("{} is not an object", brief(rules)),
-                "Rules are a JSON object such as {\"tenant_id\": [\"t1\", \"t2\"]}; {} matches everything.",
-            ));
-        };
-        let conditions = object
+        let conditions = Self::object(rules)?
             .iter()
             .map(|(key, value)| Condition::parse(key, value))
             .collect::<Result<_, _>>()?;
         Ok(Self { conditions })
+    }
+
+    /// All that is wrong with a rule set, one error a key at most.
+    pub fn problems(rules: &Json) -> Vec<RuleError> {
+        match Self::object(rules) {
+            Err(error) => vec![error],
+            Ok(object) => object
+                .iter()
+                .filter_map(|(key, value)| Condition::parse(key, value).err())
+                .collect(),
+        }
+    }
+
+    fn object(rules: &Json) -> Result<&Map<String, Json>, RuleError> {
+        rules.as_object().ok_or_else(|| {
+            RuleError::new(
+                "",
+                format!("{} is not an object", brief(rules)),
+                "Rules are a JSON object such as {\"tenant_id\": [\"t1\", \"t2\"]}; {} matches everything.",
+            )
+        })
     }
 
     /// The number of keys: more keys win over fewer.
@@ -72,6 +86,16 @@ impl RuleSet {
     /// The first condition that does not hold.
     pub fn first_mismatch<C: Context + ?Sized>(&self, context: &C) -> Option<&Condition> {
         self.conditions.iter().find(|condition| !condition.holds(context))
+    }
+
+    /// The keys for which the value must be one of some strings, and these.
+    pub fn string_keys(&self) -> impl Iterator<Item = (&str, impl Iterator<Item = &str>)> {
+        self.conditions
+            .iter()
+            .filter_map(|condition| match (&condition.path, &condition.test) {
+                (None, Test::AnyOf(scalars)) => Some((&*condition.key, scalars.only_strings()?)),
+                _ => None,
+            })
     }
 
     /// Whether no request at all can match: some key has an empty list.
@@ -186,6 +210,15 @@ mod tests {
             assert!(error.to_string().contains(part), "{error}");
             assert!(!error.hint().is_empty());
         }
+    }
+
+    #[test]
+    fn all_problems_are_told() {
+        let problems = RuleSet::problems(&json!({"a": {"like": 1}, "b": 1, "c": {}, "d": []}));
+        let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(keys, ["a", "c"]);
+        assert_eq!(RuleSet::problems(&json!([1])).len(), 1);
+        assert!(RuleSet::problems(&json!({})).is_empty());
     }
 
     proptest! {

@@ -96,6 +96,14 @@ impl Scalars {
     }
 }
 
+impl Scalars {
+    /// The strings, where there is nothing else.
+    pub(crate) fn only_strings(&self) -> Option<impl Iterator<Item = &str>> {
+        let others = self.null || self.booleans != [false; 2] || !self.numbers.is_empty();
+        (!others).then(|| self.few.iter().chain(&self.many).map(|s| &**s))
+    }
+}
+
 /// The number of a rule, exactly.
 pub(crate) fn decimal(key: &str, number: &serde_json::Number) -> Result<Decimal, RuleError> {
     Decimal::parse(&number.to_string())

@@ -12,6 +12,7 @@ use std::sync::atomic::{
 use thiserror::Error;
 
 use crate::breaker::{Breaker, SharedSettings};
+use crate::ejection::Ejection;
 use crate::histogram::{LatencyRing, MinuteSnapshot, SUB_WINDOWS};
 use crate::outcome::{CIRCUIT_OPEN, Outcome, RETRIES, Verdict};
 
@@ -27,8 +28,10 @@ pub const MAX_LATENCY_US: u64 = 300_000_000;
 pub struct Target {
     /// Calls sent and not yet accounted for.
     in_flight: AtomicU64,
-    /// Turns of weighted round robin taken so far.
-    turns: AtomicU64,
+    /// Turns of weighted round robin taken so far: among all eligible instances, and among what [`Turn::Narrowed`] left of them.
+    turns: [AtomicU64; 2],
+    /// Ejection; unused for a version.
+    pub ejection: Ejection,
     /// The breaker's settings, for reports.
     pub settings: SharedSettings,
     /// The circuit breaker; unused for an instance.
@@ -44,6 +47,15 @@ pub struct Target {
     ewma_at_us: AtomicU64,
     /// Latencies and outcomes of the last minutes.
     pub latency: LatencyRing,
+}
+
+/// Which sequence of weighted round robin a pick belongs to. They are apart, so that retries do not disturb the shares of first attempts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Turn {
+    /// Among all eligible instances.
+    Whole = 0,
+    /// Among some of them: others were tried already, or none is eligible.
+    Narrowed = 1,
 }
 
 /// A snapshot that cannot be read back.
@@ -86,14 +98,40 @@ impl Target {
         self.latency.count_outcome(minute(now_us), CIRCUIT_OPEN, 1);
     }
 
+    /// Adds what was gathered elsewhere for a minute. False, and only the counts since the last reset taken in, if that minute is not
+    /// among the last ones kept here.
+    pub fn merge(&self, minute_of: u64, gathered: &MinuteSnapshot, now_us: u64) -> bool {
+        for (count, more) in self.counts.iter().zip(gathered.outcomes) {
+            count.fetch_add(more, Relaxed);
+        }
+        self.updated_us.fetch_max(now_us, Relaxed);
+        let now = minute(now_us);
+        let is_kept = minute_of <= now && minute_of + SUB_WINDOWS as u64 > now;
+        is_kept && self.latency.load_minute(minute_of, gathered)
+    }
+
+    /// Forgets what was counted and measured. Breaker, ejection, turns and calls under way stay, and what balancing knows of latency.
+    pub fn reset_statistics(&self) {
+        let words = [
+            &self.last_success_us,
+            &self.last_failure_us,
+            &self.last_latency_us,
+            &self.updated_us,
+        ];
+        for word in words.into_iter().chain(&self.counts) {
+            word.store(0, Relaxed);
+        }
+        self.latency.reset();
+    }
+
     /// Takes the next turn of weighted round robin.
-    pub fn take_turn(&self) -> u64 {
-        self.turns.fetch_add(1, Relaxed)
+    pub fn take_turn(&self, which: Turn) -> u64 {
+        self.turns[which as usize].fetch_add(1, Relaxed)
     }
 
     /// The turn that would be taken next.
-    pub fn next_turn(&self) -> u64 {
-        self.turns.load(Relaxed)
+    pub fn next_turn(&self, which: Turn) -> u64 {
+        self.turns[which as usize].load(Relaxed)
     }
 
     /// One more call under way. Also pins the target: see the host's table.
@@ -158,7 +196,8 @@ impl Target {
 
     fn words(&self) -> impl Iterator<Item = u64> {
         let own = [
-            &self.turns,
+            &self.turns[0],
+            &self.turns[1],
             &self.last_success_us,
             &self.last_failure_us,
             &self.last_latency_us,
@@ -168,13 +207,15 @@ impl Target {
         ];
         self.breaker
             .words()
+            .chain(self.ejection.words())
             .chain(own.into_iter().map(|word| word.load(Relaxed)))
             .chain(self.counts.iter().map(|word| word.load(Relaxed)))
     }
 
-    const WORDS: usize = Breaker::WORDS + 7 + COUNTERS;
+    const OWN_WORDS: usize = 8;
+    const WORDS: usize = Breaker::WORDS + Ejection::WORDS + Self::OWN_WORDS + COUNTERS;
     const MINUTE_WORDS: usize = 3 * SUB_WINDOWS;
-    const FORMAT: u8 = 1;
+    const FORMAT: u8 = 2;
 
     /// A hash of everything but the latencies: whether anything happened since the last one.
     pub fn fingerprint(&self) -> u64 {
@@ -198,10 +239,8 @@ impl Target {
         bytes
     }
 
-    /// Puts a snapshot back. Only while nobody else uses the target. On an error the target is unchanged.
-    ///
-    /// Returns minute, sum and maximum (microseconds) of the minutes the snapshot knows.
-    pub fn restore(&self, bytes: &[u8]) -> Result<Vec<(u64, u64, u64)>, SnapshotError> {
+    /// The words of a snapshot.
+    fn words_of(bytes: &[u8]) -> Result<[u64; Self::WORDS + Self::MINUTE_WORDS], SnapshotError> {
         let (format, rest) = bytes.split_first().ok_or(SnapshotError("it is empty"))?;
         if *format != Self::FORMAT {
             return Err(SnapshotError("unknown format"));
@@ -217,12 +256,31 @@ impl Target {
             let place = words.get_mut(usize::from(u16::from_le_bytes(*position)));
             *place.ok_or(SnapshotError("a position is out of range"))? = u64::from_le_bytes(*word);
         }
+        Ok(words)
+    }
+
+    /// The ejection in a snapshot, if it can be read.
+    pub fn ejection_of(bytes: &[u8]) -> Option<Ejection> {
+        let words = Self::words_of(bytes).ok()?;
+        let ejection = Ejection::default();
+        ejection.restore(std::array::from_fn(|word| words[Breaker::WORDS + word]));
+        Some(ejection)
+    }
+
+    /// Puts a snapshot back. Only while nobody else uses the target. On an error the target is unchanged.
+    ///
+    /// Returns minute, sum and maximum (microseconds) of the minutes the snapshot knows.
+    pub fn restore(&self, bytes: &[u8]) -> Result<Vec<(u64, u64, u64)>, SnapshotError> {
+        let words = Self::words_of(bytes)?;
         let (words, minutes) = words.split_at(Self::WORDS);
         let (breaker, rest) = words.split_at(Breaker::WORDS);
-        let (own, counts) = rest.split_at(7);
+        let (ejection, rest) = rest.split_at(Ejection::WORDS);
+        let (own, counts) = rest.split_at(Self::OWN_WORDS);
         self.breaker.restore(breaker.iter().copied());
+        self.ejection.restore(std::array::from_fn(|word| ejection[word]));
         let places = [
-            &self.turns,
+            &self.turns[0],
+            &self.turns[1],
             &self.last_success_us,
             &self.last_failure_us,
             &self.last_latency_us,
@@ -262,6 +320,26 @@ mod tests {
     }
 
     #[test]
+    fn what_was_gathered_elsewhere_is_added() {
+        let target = Target::default();
+        target.record(Outcome::Success, 1000, 0, NOW);
+        let elsewhere = Target::default();
+        (0..3).for_each(|_| elsewhere.record(Outcome::Timeout, 5000, 1, NOW));
+        let gathered = elsewhere.latency.minute_snapshot(minute(NOW));
+        assert!(target.merge(minute(NOW), &gathered, NOW));
+        assert!(
+            !target.merge(minute(NOW) - 5, &gathered, NOW),
+            "too old for the ring, but counted"
+        );
+        assert_eq!(target.counts()[Outcome::Timeout as usize], 6);
+        assert_eq!(target.latency.minute_snapshot(minute(NOW)).samples(), 4);
+        assert_eq!(target.breaker.state(), crate::breaker::State::Closed);
+        target.reset_statistics();
+        assert_eq!(target.counts(), [0; COUNTERS]);
+        assert_eq!(target.latency.minute_snapshot(minute(NOW)).samples(), 0);
+    }
+
+    #[test]
     fn in_flight_never_goes_below_zero() {
         let target = Target::default();
         target.end();
@@ -275,7 +353,7 @@ mod tests {
             let (target, copy) = (Target::default(), Target::default());
             for (outcome, latency) in outcomes {
                 target.record(Outcome::ALL[outcome], latency, 1, NOW);
-                target.take_turn();
+                target.take_turn(Turn::Whole);
             }
             let minutes = [(minute(NOW), target.latency.minute_snapshot(minute(NOW)))];
             let sums = copy.restore(&target.snapshot(&minutes)).unwrap();
@@ -286,7 +364,7 @@ mod tests {
         #[test]
         fn hostile_snapshots_are_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Target::default().restore(&bytes);
-            if let Some(first) = bytes.first_mut() { *first = 1; }
+            if let Some(first) = bytes.first_mut() { *first = Target::FORMAT; }
             let _ = Target::default().restore(&bytes);
         }
     }

@@ -8,6 +8,8 @@ use ext_registry_core::decide::Reason;
 use ext_registry_core::engine::{Engine, EngineDecision};
 use ext_registry_core::fixture::ExtensionDocument;
 use ext_registry_core::outcome::Outcome;
+use ext_registry_core::rules::RuleSet;
+use ext_registry_core::target::Turn;
 use proptest::prelude::*;
 use serde_json::{Map, Value as Json, json};
 
@@ -361,7 +363,7 @@ fn explaining_changes_nothing_and_names_everybody() {
             "{candidate}: {findings:#?}"
         );
     }
-    assert_eq!(e.version_targets("normalize_text")[0].next_turn(), 0);
+    assert_eq!(e.version_targets("normalize_text")[0].next_turn(Turn::Whole), 0);
     assert_eq!(e.version_targets("normalize_text")[0].in_flight(), 0);
     select(&mut e, json!({}));
     assert_eq!(
@@ -401,6 +403,37 @@ proptest! {
         if let Some(row) = versions.iter().find(|v| v["version"] == json!(serving)) {
             let matches = ext_registry_core::rules::RuleSet::parse(&row["routing_rules"]).unwrap().matches(&context);
             prop_assert!(matches || serving == "v1");
+        }
+    }
+}
+
+proptest! {
+    /// Among many versions only those are looked at that may match; that changes no decision.
+    #[test]
+    fn many_versions_are_decided_as_few(
+        rules in prop::collection::vec((0u32..6, prop::collection::vec(0u32..12, 1..4)), 20..60),
+        tenants in prop::collection::vec(0u32..14, 1..20),
+    ) {
+        let rule = |(kind, names): &(u32, Vec<u32>)| {
+            let names: Vec<String> = names.iter().map(|n| format!("t{n}")).collect();
+            match kind {
+                0..=2 => json!({"tenant_id": names}),
+                3 => json!({"tenant_id": names[0]}),
+                4 => json!({"tenant_id": [names[0], 7, null]}),
+                _ => json!({"environment": names[0]}),
+            }
+        };
+        let rules: Vec<Json> = rules.iter().map(rule).collect();
+        let versions: Vec<Json> = rules.iter().enumerate().map(|(n, rule)| version(&format!("v{n}"), rule.clone())).collect();
+        let mut e = engine(&[extension(json!(versions), json!([]))]);
+        for tenant in tenants {
+            let context = json!({"tenant_id": format!("t{tenant}"), "environment": format!("t{}", tenant % 3)});
+            // All have one key: the last that matches is the highest, and it serves.
+            let matches = |rule: &Json| RuleSet::parse(rule).unwrap().matches(context.as_object().unwrap());
+            let expected = rules.iter().rposition(matches).map_or("v1".to_owned(), |n| format!("v{n}"));
+            prop_assert_eq!(serves(&mut e, context.clone()), expected.clone());
+            let (explained, _) = e.explain("normalize_text", &facts(context), NOW);
+            prop_assert_eq!(explained.version, Some(expected));
         }
     }
 }

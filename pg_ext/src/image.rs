@@ -2,11 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ext_registry_core::breaker::{Mode, SharedSettings, State, Transition, View};
 use ext_registry_core::compile::Compiled;
 use ext_registry_core::decide::Live;
+use ext_registry_core::ejection::Standing;
+use ext_registry_core::fitness::{Effects, Fitness, Remembered};
 use ext_registry_core::model::ExtensionRow;
 use ext_registry_core::target::Target;
 use ext_registry_core::window::Tally;
@@ -15,7 +18,7 @@ use smallvec::SmallVec;
 
 use crate::clock;
 use crate::load::{Extras, Tables};
-use crate::persist::Saved;
+use crate::persist::{self, Saved};
 use crate::shmem::{INSTANCE, Identity, Shared, Slot, VERSION};
 use crate::small_map::SmallMap;
 
@@ -40,7 +43,9 @@ pub struct Image {
     resets: Box<[u64]>,
     /// Of each version: whether this transaction has reset it and not committed yet.
     pending: Box<[bool]>,
-    own_settings: bool,
+    /// Whether this transaction wrote any of it and has not committed yet.
+    own: bool,
+    fitness: Remembered,
     ask_again_us: Cell<u64>,
     /// Ready-made rows by (row type, version, instance).
     pub templates: RefCell<Templates>,
@@ -96,10 +101,11 @@ impl Image {
                 .collect(),
             resets: compiled.targets.iter().map(|name| number(name)).collect(),
             pending: compiled.targets.iter().map(|name| pending(name)).collect(),
-            own_settings: extras.own_settings,
+            own: extras.own,
+            fitness: Remembered::default(),
             ask_again_us: Cell::new(0),
             templates: RefCell::default(),
-            bytes: size_of_compiled(&compiled) + 32 * (versions + instances),
+            bytes: compiled.bytes() + 32 * (versions + instances),
             compiled,
         }
     }
@@ -112,7 +118,8 @@ impl Image {
     /// Where a version's breaker stands, as this transaction should see it: closed if it has reset it itself.
     pub fn breaker_view(&self, target: usize, live: &Target, now_us: u64) -> View {
         let mut view = live.breaker.view(self.compiled.settings_of(target), now_us);
-        if self.pending[target] {
+        // A reset is seen before somebody has applied it.
+        if self.pending[target] || live.breaker.resets_applied() < self.resets[target] {
             view = View {
                 state: State::Closed,
                 opened_us: None,
@@ -170,6 +177,9 @@ impl Image {
         let identity = self.identity(position);
         let saved = Saved::read(&self.tables, &self.compiled.id, &identity);
         let place = shared.claim(identity, |target| saved.restore(target));
+        if place.is_some() && position < self.compiled.targets.len() {
+            self.recall_ejections(shared);
+        }
         if place.is_none() {
             self.ask_again_us.set(now_us + ASK_AGAIN_US);
             let warned = shared.head.warned_us.load(Relaxed);
@@ -191,19 +201,171 @@ impl Image {
         place
     }
 
-    /// The slot of a version, not pinned: for readers. Gives it a place if it has none.
-    pub fn version_slot(&self, target: usize, shared: &Shared) -> Option<&'static Slot> {
+    /// Gives places to those instances that were out, or coming back, when they were last written down: so an ejection outlives a restart.
+    /// Called when a version gets a place: by the first decision for it.
+    fn recall_ejections(&self, shared: &Shared) {
+        if self.compiled.ejection.after.is_none() || self.compiled.instances.is_empty() {
+            return;
+        }
+        let now_us = clock::now_us();
+        let mut out = false;
+        for (name, ejection) in persist::saved_ejections(&self.tables, self.compiled.uid) {
+            let instances = &self.compiled.instances;
+            if ejection.standing(now_us) != Standing::Fit
+                && let Ok(instance) = instances.binary_search_by(|instance| (*instance.id).cmp(&*name))
+                && self.resolve(self.instance_position(instance), shared).is_some()
+            {
+                out = true;
+            }
+        }
+        if out {
+            shared.suspect(self.compiled.uid);
+        }
+    }
+
+    /// A target that has a place, not pinned; gives it none.
+    fn known(&self, position: usize, shared: &Shared) -> Option<(u32, &'static Slot)> {
+        let is_mine = |place: &u32| {
+            let slot = shared.slots.get(*place as usize);
+            slot.is_some_and(|slot| slot.key() == self.keys[position])
+        };
+        let place = Some(self.places[position].get())
+            .filter(is_mine)
+            .or_else(|| shared.find(self.keys[position]))?;
+        self.places[position].set(place);
+        Some((place, &shared.slots[place as usize]))
+    }
+
+    /// A version as readers see it: where it has no place, as it was written down.
+    pub fn version_seen(&self, target: usize, shared: &Shared) -> Seen {
+        match self.known(target, shared) {
+            Some((_, slot)) => {
+                self.refresh(target, slot, shared);
+                Seen::Live(&slot.target)
+            }
+            None => self.saved(target),
+        }
+    }
+
+    /// An instance as readers see it.
+    pub fn instance_seen(&self, instance: usize, shared: &Shared) -> Seen {
+        let position = self.instance_position(instance);
+        match self.known(position, shared) {
+            Some((_, slot)) => Seen::Live(&slot.target),
+            None => self.saved(position),
+        }
+    }
+
+    fn saved(&self, position: usize) -> Seen {
+        static NOTHING: OnceLock<Box<Target>> = OnceLock::new();
+        let saved = Saved::read(&self.tables, &self.compiled.id, &self.identity(position));
+        if saved.is_empty() {
+            return Seen::Live(NOTHING.get_or_init(Box::default));
+        }
+        let target = Box::<Target>::default();
+        saved.restore(&target);
+        Seen::Saved(target)
+    }
+
+    /// Where the instances stand; `None` while all are fit. One session at a time judges with effects, and none with rows that are not
+    /// committed; the others go by what would be.
+    fn judge(&self, shared: &Shared, now_us: u64, random: u64, effects: Effects) -> Option<Rc<Fitness>> {
+        let uid = self.compiled.uid;
+        let targets: Vec<Option<(u32, &'static Slot)>> = (0..self.compiled.instances.len())
+            .map(|instance| self.known(self.instance_position(instance), shared))
+            .collect();
+        // Pinned, so that nobody is ejected in place of another.
+        let pinned: Vec<Option<(u32, &'static Slot)>> = targets
+            .into_iter()
+            .enumerate()
+            .map(|(instance, known)| {
+                let (place, _) = known?;
+                let slot = shared.pin(place, self.keys[self.instance_position(instance)])?;
+                slot.target.ejection.set_after(self.compiled.ejection.after);
+                Some((place, slot))
+            })
+            .collect();
+        let target = |instance: usize| pinned[instance].map(|(_, slot)| &slot.target);
+        let right = (effects == Effects::Apply && !self.own)
+            .then(|| shared.judging(uid))
+            .flatten();
+        let fitness = match right {
+            Some(mut judging) => {
+                let mut moves = SmallVec::<[_; 4]>::new();
+                let fitness = Fitness::judge(
+                    &self.compiled,
+                    target,
+                    now_us,
+                    random,
+                    Effects::Apply,
+                    |instance, moved| {
+                        moves.push((instance, moved));
+                    },
+                );
+                judging.moved = !moves.is_empty();
+                let count = judging.finish();
+                for (instance, moved) in moves {
+                    if let Some((place, _)) = pinned[instance] {
+                        shared.push_move(place, now_us, &moved);
+                    }
+                }
+                self.fitness.keep(count, fitness, now_us)
+            }
+            None => {
+                let fitness = Fitness::judge(&self.compiled, target, now_us, random, Effects::Pretend, |_, _| {});
+                (!fitness.is_calm()).then(|| Rc::new(fitness))
+            }
+        };
+        pinned.iter().flatten().for_each(|(_, slot)| slot.target.end());
+        fitness
+    }
+
+    /// Where the instances stand, as remembered or judged anew; `None` while all are fit.
+    pub fn fitness(&self, shared: &Shared, now_us: u64, random: u64, effects: Effects) -> Option<Rc<Fitness>> {
+        if self.fitness.holds(shared.suspicion_count(self.compiled.uid), now_us) {
+            return self.fitness.get();
+        }
+        self.judge(shared, now_us, random, effects)
+    }
+
+    /// Pins a version for whoever counts something there.
+    pub fn pin_version(&self, target: usize, shared: &Shared) -> Option<&'static Slot> {
         let (_, slot) = self.pin(target, shared)?;
         self.refresh(target, slot, shared);
-        slot.target.end();
         Some(slot)
     }
 
-    /// The slot of an instance, not pinned: for readers.
-    pub fn instance_slot(&self, instance: usize, shared: &Shared) -> Option<&'static Slot> {
-        let (_, slot) = self.pin(self.instance_position(instance), shared)?;
-        slot.target.end();
-        Some(slot)
+    /// Pins an instance.
+    pub fn pin_instance(&self, instance: usize, shared: &Shared) -> Option<(u32, &'static Slot)> {
+        let (place, slot) = self.pin(self.instance_position(instance), shared)?;
+        if !self.own {
+            slot.target.ejection.set_after(self.compiled.ejection.after);
+        }
+        Some((place, slot))
+    }
+
+    /// Resets the statistics of every target that has any, and returns how many.
+    pub fn reset_statistics(&self, shared: &Shared) -> i64 {
+        let mut targets = 0;
+        for position in 0..self.places.len() {
+            let saved = || !Saved::read(&self.tables, &self.compiled.id, &self.identity(position)).is_empty();
+            if (self.known(position, shared).is_some() || saved())
+                && let Some((_, slot)) = self.pin(position, shared)
+            {
+                slot.target.reset_statistics();
+                slot.target.end();
+                targets += 1;
+            }
+        }
+        targets
+    }
+
+    /// Where an instance stands.
+    pub fn standing(&self, live: &Target, now_us: u64) -> Standing {
+        match self.compiled.ejection.after {
+            Some(_) => live.ejection.standing(now_us),
+            None => Standing::Fit,
+        }
     }
 
     /// Brings what the registry says to where reports find it: settings, resets, a mode that takes the decision over. Only what is
@@ -211,7 +373,7 @@ impl Image {
     fn refresh(&self, target: usize, slot: &Slot, shared: &Shared) {
         let live = &slot.target;
         let settings = || self.compiled.settings_of(target);
-        if !self.own_settings && live.settings.stamp() != self.stamps[target] {
+        if !self.own && live.settings.stamp() != self.stamps[target] {
             live.settings.store(settings(), self.stamps[target]);
         }
         if self.resets[target] > live.breaker.resets_applied() {
@@ -220,7 +382,7 @@ impl Image {
                 self.push(target, now_us, &transition, shared);
             }
         }
-        if !self.own_settings && live.breaker.state() != State::Closed && settings().mode != Mode::Auto {
+        if !self.own && live.breaker.state() != State::Closed && settings().mode != Mode::Auto {
             let now_us = clock::now_us();
             if let Some(transition) = live
                 .breaker
@@ -235,7 +397,7 @@ impl Image {
     pub fn push(&self, target: usize, at_us: u64, transition: &Transition, shared: &Shared) {
         let place = self.places[target].get();
         if place != UNKNOWN {
-            shared.push_event(place, at_us, transition);
+            shared.push_transition(place, at_us, transition);
         }
     }
 }
@@ -274,7 +436,7 @@ impl<'a> Pins<'a> {
 
     /// Pins the chosen instance.
     pub fn pin_instance(&self, instance: usize) -> Option<(u32, &'static Slot)> {
-        self.image.pin(self.image.instance_position(instance), &self.shared)
+        self.image.pin_instance(instance, &self.shared)
     }
 }
 
@@ -293,7 +455,31 @@ impl Live for Pins<'_> {
     }
 
     fn instance(&self, place: usize) -> Option<&Target> {
-        self.image.instance_slot(place, &self.shared).map(|slot| &slot.target)
+        let position = self.image.instance_position(place);
+        self.image.known(position, &self.shared).map(|(_, slot)| &slot.target)
+    }
+
+    fn fitness(&self, now_us: u64, random: u64, effects: Effects) -> Option<Rc<Fitness>> {
+        self.image.fitness(&self.shared, now_us, random, effects)
+    }
+}
+
+/// A target as a reader sees it.
+pub enum Seen {
+    /// In shared memory, or one that has seen nothing.
+    Live(&'static Target),
+    /// As it was last written down.
+    Saved(Box<Target>),
+}
+
+impl std::ops::Deref for Seen {
+    type Target = Target;
+
+    fn deref(&self) -> &Target {
+        match self {
+            Self::Live(target) => target,
+            Self::Saved(target) => target,
+        }
     }
 }
 
@@ -302,19 +488,4 @@ impl Drop for Pins<'_> {
         // After an error in the middle of a decision.
         self.keep(None);
     }
-}
-
-/// A rough size of a compiled extension in memory.
-fn size_of_compiled(compiled: &Compiled) -> usize {
-    let versions: usize = compiled
-        .versions
-        .iter()
-        .map(|v| 400 + v.config.len() + v.subject.len() + 4 * v.pool.members.len() * 3)
-        .sum();
-    let instances: usize = compiled
-        .instances
-        .iter()
-        .map(|i| 64 + i.subject.len() + i.id.len())
-        .sum();
-    size_of::<Compiled>() + versions + instances
 }

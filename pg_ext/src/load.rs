@@ -8,6 +8,7 @@ use std::ffi::{CStr, CString};
 
 use ext_registry_core::breaker::{Mode, Settings};
 use ext_registry_core::context::Context;
+use ext_registry_core::ejection;
 use ext_registry_core::model::{Balancing, ExtensionRow, Health, InstanceRow, Kind, Overrides, Tenants, VersionRow};
 use ext_registry_core::rules::{RuleError, RuleSet};
 use pgrx::pg_sys;
@@ -359,8 +360,8 @@ fn scan_as_of(snapshot: pg_sys::Snapshot, table: &Table, key: &[Key<'_>], mut ea
 pub struct Extras {
     /// Resets by version ('' for all), and whether this transaction wrote the number: then it is applied when it commits.
     pub resets: Vec<(String, u64, bool)>,
-    /// Whether this transaction wrote settings: then they are its own until it commits.
-    pub own_settings: bool,
+    /// Whether this transaction wrote any of it: then it is its own until it commits.
+    pub own: bool,
 }
 
 /// Reads an extension. `None`: it is not registered.
@@ -379,24 +380,27 @@ fn extension_as_of(snapshot: pg_sys::Snapshot, tables: &Tables, id: &str) -> Opt
     let mut found = None;
     let mut extras = Extras::default();
     scan_as_of(snapshot, &tables.extensions, &[Key::Text(id)], |row| {
-        extras.own_settings |= row.own;
+        extras.own |= row.own;
         found = Some(extension_row(row));
     });
     let mut found = found?;
     scan_as_of(snapshot, &tables.settings, &[Key::Text(id)], |row| {
-        extras.own_settings |= row.own;
+        extras.own |= row.own;
         found.settings = settings(row);
-        found.ejection_failures = row.int(EJECTION);
-        found.max_ejection_percent = row.int(EJECTION + 1).unwrap_or(50);
+        found.ejection = ejection::Settings {
+            after: row.int(EJECTION),
+            max_percent: row.int(EJECTION + 1).unwrap_or(50),
+        };
     });
     scan_as_of(snapshot, &tables.versions, &[Key::Text(id)], |row| {
-        extras.own_settings |= row.own;
+        extras.own |= row.own;
         found
             .versions
             .push(version_row(row, &found.subject, found.timeout_ms, found.retry));
     });
     scan_as_of(snapshot, &tables.instances, &[Key::Text(id)], |row| {
-        found.instances.push(instance_row(row, &found.subject))
+        extras.own |= row.own;
+        found.instances.push(instance_row(row, &found.subject));
     });
     scan_as_of(snapshot, &tables.resets, &[Key::Text(id)], |row| {
         extras.resets.push((
@@ -436,8 +440,7 @@ fn extension_row(row: &Row<'_>) -> ExtensionRow {
             .unwrap_or_default(),
         hash_key: row.text(10),
         settings: Settings::default(),
-        ejection_failures: Some(5),
-        max_ejection_percent: 50,
+        ejection: ejection::Settings::default(),
         versions: Vec::new(),
         instances: Vec::new(),
     }

@@ -2,13 +2,14 @@
 //!
 //! So nothing has to be loaded at server start, a decision never runs ahead of a loader, and a standby reads what its primary has written.
 
+use ext_registry_core::ejection::Ejection;
 use ext_registry_core::hdr::Hdr;
-use ext_registry_core::histogram::{MinuteSnapshot, SUB_WINDOWS, index_of};
+use ext_registry_core::histogram::{MinuteSnapshot, SUB_WINDOWS};
 use ext_registry_core::target::{Target, minute};
 
 use crate::clock;
 use crate::load::{self, Key, Tables};
-use crate::shmem::{Identity, VERSION};
+use crate::shmem::{INSTANCE, Identity, VERSION};
 
 /// What was written down of one target.
 #[derive(Default)]
@@ -51,6 +52,11 @@ impl Saved {
         saved
     }
 
+    /// Whether nothing was written down.
+    pub fn is_empty(&self) -> bool {
+        self.snapshot.is_none()
+    }
+
     /// Puts it back into a target nobody else uses yet. Calls nothing of Postgres.
     pub fn restore(&self, target: &Target) {
         let Some(bytes) = &self.snapshot else { return };
@@ -69,23 +75,26 @@ impl Saved {
 
 /// A row of the minute metrics as the live ring counts it.
 fn minute_of(row: &load::Row<'_>) -> MinuteSnapshot {
-    let mut snapshot = MinuteSnapshot::default();
+    let latency = row.bytes(13).and_then(|bytes| Hdr::from_bytes(&bytes).ok());
+    let mut snapshot = latency.unwrap_or_default().to_snapshot();
     for (which, place) in snapshot.outcomes.iter_mut().enumerate() {
         *place = row.big(4 + which).unwrap_or(0).max(0) as u64;
     }
-    if let Some(hdr) = row.bytes(13).and_then(|bytes| Hdr::from_bytes(&bytes).ok()) {
-        for bucket in hdr.buckets() {
-            let index = index_of(bucket.lowest_us) as u16;
-            let count = u32::try_from(bucket.count).unwrap_or(u32::MAX);
-            snapshot.sum_us = snapshot.sum_us.saturating_add(bucket.lowest_us * bucket.count);
-            snapshot.max_us = snapshot.max_us.max(bucket.lowest_us);
-            match snapshot.buckets.last_mut() {
-                Some((last, total)) if *last == index => *total = total.saturating_add(count),
-                _ => snapshot.buckets.push((index, count)),
-            }
-        }
-    }
     snapshot
+}
+
+/// The ejections of an extension's instances, as they were written down, by name.
+pub fn saved_ejections(tables: &Tables, uid: u64) -> Vec<(String, Ejection)> {
+    let mut saved = Vec::new();
+    load::scan(
+        &tables.state,
+        &[Key::Int8(uid as i64), Key::Int2(INSTANCE as i16)],
+        |row| {
+            let ejection = row.bytes(3).and_then(|snapshot| Target::ejection_of(&snapshot));
+            saved.extend(row.text(2).zip(ejection));
+        },
+    );
+    saved
 }
 
 /// The number of the last batch of a bridge that was written down.

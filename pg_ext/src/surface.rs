@@ -39,13 +39,28 @@ extension_sql_file!(
 );
 extension_sql_file!("../../sql/52_lookup.sql", name = "52_lookup", requires = ["51_breaker"]);
 extension_sql_file!(
+    "../../sql/53_history.sql",
+    name = "53_history",
+    requires = ["52_lookup"]
+);
+extension_sql_file!(
     "../../sql/60_documents.sql",
     name = "60_documents",
-    requires = ["52_lookup"]
+    requires = ["53_history"]
+);
+extension_sql_file!(
+    "../../sql/61_review.sql",
+    name = "61_review",
+    requires = ["60_documents"]
+);
+extension_sql_file!(
+    "../../sql/62_validate.sql",
+    name = "62_validate",
+    requires = ["61_review"]
 );
 extension_sql_file!(
     "../../sql/70_status.sql",
     name = "70_status",
-    requires = ["60_documents"]
+    requires = ["62_validate"]
 );
 extension_sql_file!("../../sql/90_grants.sql", name = "90_grants", requires = ["70_status"]);

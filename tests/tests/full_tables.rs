@@ -90,20 +90,39 @@ async fn idle_targets_give_way_first() {
             "insert into extensions (id, type, subject) select 'x' || n, 'pre', 's' || n from generate_series(0, 39) n",
         )
         .await;
-    // Looking at forty gives sixteen of them a place; they have never been called.
+    // Looking gives nobody a place.
     assert_eq!(
         session
             .one("select count(circuit_breaker_state)::text from extension_health", &[])
             .await,
         "40"
     );
-    assert_eq!(status(&session, "targets_used").await, 16);
+    assert_eq!(status(&session, "targets_used").await, 0);
     for number in 0..16 {
+        let outcome = if number == 7 { "error" } else { "success" };
+        assert_eq!(session.call(&format!("x{number}"), &json!({}), outcome, 5).await, 5);
+    }
+    assert_eq!(status(&session, "targets_used").await, 16);
+    assert_eq!(session.call("x20", &json!({}), "success", 3).await, 3);
+    assert_eq!(session.counts("x20").await, (0, 0), "nobody is idle yet");
+    assert!(status(&session, "untracked_targets").await >= 3);
+
+    // After ten seconds without a call they give way, but for the open one, and nothing of theirs is lost.
+    eventually(Duration::from_secs(40), async || {
+        session.call("x20", &json!({}), "success", 1).await;
+        let (successes, _) = session.counts("x20").await;
+        if successes > 0 { Ok(()) } else { Err("no place yet") }
+    })
+    .await;
+    for number in 21..35 {
         let id = format!("x{number}");
         assert_eq!(session.call(&id, &json!({}), "success", 2).await, 2);
         assert_eq!(session.counts(&id).await, (2, 0), "{id} has a place");
     }
-    assert_eq!(status(&session, "untracked_targets").await, 0);
+    assert_eq!(status(&session, "targets_used").await, 16);
+    assert_eq!(session.breaker("x7").await, "open");
+    assert_eq!(session.counts("x3").await, (5, 0), "read from what was written down");
+    assert_eq!(session.select("x7", &json!({})).await.reason, "extension_circuit_open");
 }
 
 #[tokio::test]

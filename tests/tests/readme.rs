@@ -1,16 +1,29 @@
-//! The SQL of the README runs as written, and shows what it says.
+//! The SQL of the README and of docs/preview.md runs as written, and shows what they say.
+
+use std::fmt::Write as _;
+use std::io::{Seek, Write as _};
 
 use ext_registry_tests::{Postgres, places};
 
+/// Blocks of SQL in a document, each with the output shown right behind it.
+fn blocks(file: &str) -> Vec<(String, Option<String>)> {
+    let text = std::fs::read_to_string(places::root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+    text.split("```sql\n")
+        .skip(1)
+        .map(|rest| {
+            let (block, rest) = rest.split_once("```").expect("a block ends");
+            let shown = rest
+                .strip_prefix("\n```text\n")
+                .map(|rest| rest.split_once("```").expect("a block ends").0.to_owned());
+            (block.to_owned(), shown)
+        })
+        .collect()
+}
+
 #[tokio::test]
 async fn first_steps_in_psql() {
-    let readme = std::fs::read_to_string(places::root().join("README.md")).expect("README.md");
-    let blocks: Vec<&str> = readme
-        .split("```sql\n")
-        .skip(1)
-        .map(|rest| rest.split("```").next().expect("a first part"))
-        .collect();
-    let [steps] = blocks[..] else {
+    let blocks = blocks("README.md");
+    let [(steps, None)] = &blocks[..] else {
         panic!("one block, not {}", blocks.len())
     };
 
@@ -27,4 +40,43 @@ async fn first_steps_in_psql() {
     let session = database.connect().await;
     assert_eq!(session.breaker("normalize_text").await, "closed", "after the reset");
     assert_eq!(session.select_for("normalize_text", "basic").await.version(), "v1");
+}
+
+#[test]
+fn replay_before_you_commit() {
+    let blocks = blocks("docs/preview.md");
+    assert!(blocks.iter().filter(|(_, shown)| shown.is_some()).count() > 3);
+    // One session for all, as a reader has it.
+    let mut script = String::new();
+    for (block, _) in &blocks {
+        writeln!(script, "{block}\n\\echo == end of block").expect("writing to a string");
+    }
+    let mut input = tempfile::tempfile().expect("a temporary file");
+    input
+        .write_all(script.as_bytes())
+        .and_then(|()| input.rewind())
+        .expect("a temporary file can be written");
+
+    let database = Postgres::shared().database();
+    let output = database
+        .cluster()
+        .psql_command(database.name())
+        .args(["-q", "-v", "ON_ERROR_STOP=1"])
+        .stdin(input)
+        .output()
+        .expect("psql can be started");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && complaints.is_empty(), "{complaints}");
+    let printed = String::from_utf8(output.stdout).expect("the client encoding is UTF-8");
+    for ((block, shown), printed) in blocks.iter().zip(printed.split("== end of block\n")) {
+        let lines = |text: &str| {
+            text.trim()
+                .lines()
+                .map(|line| line.trim_end().to_owned())
+                .collect::<Vec<_>>()
+        };
+        if let Some(shown) = shown {
+            assert_eq!(lines(shown), lines(printed), "of\n{block}\n{printed}");
+        }
+    }
 }

@@ -146,3 +146,41 @@ async fn nobody_without_the_right_ends_a_worker() {
         assert_eq!(worker(&session).await, pid, "{statement}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_old_is_deleted() {
+    let cluster = Postgres::start(&[
+        "ext_registry.flush_interval = '50ms'",
+        "ext_registry.launcher_naptime = '100ms'",
+        "ext_registry.metrics_retention = '10min'",
+    ]);
+    let database = cluster.database();
+    let session = registered(&database).await;
+    session
+        .run(
+            "insert into extension_metrics (minute, extension_id, success)
+             values (now() - interval '11 min', 'x', 1), (now() - interval '9 min', 'x', 1);
+             insert into extension_breaker_events (at, extension_id, from_state, to_state)
+             values (now() - interval '91 days', 'x', 'closed', 'open'), (now() - interval '89 days', 'x', 'closed', 'open');
+             insert into extension_audit_log (extension_id, action, table_name, changed_at)
+             values ('x', 'update', 'extensions', now() - interval '30 years')",
+        )
+        .await;
+    // A worker cleans up when it starts, and every minute.
+    let ended = worker(&session).await;
+    session
+        .execute("select pg_terminate_backend($1)", &[&ended])
+        .await
+        .expect("a superuser may");
+    eventually(SOON, async || {
+        let left = session
+            .one(
+                "select format('%s %s %s', (select count(*) from extension_metrics), (select count(*) from extension_breaker_events),
+                     (select count(*) from extension_audit_log where changed_at < now() - interval '1 year'))",
+                &[],
+            )
+            .await;
+        if left == "1 1 1" { Ok(()) } else { Err(left) }
+    })
+    .await;
+}

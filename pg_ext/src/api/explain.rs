@@ -4,9 +4,10 @@ use ext_registry_core::context::{Context, Empty};
 use ext_registry_core::decide::{Explainer, Finding, Request, decide};
 use pgrx::IntoDatum;
 
+use super::preview::Onlooker;
 use super::select::{Facts, facts};
-use crate::image::{Image, Pins};
-use crate::{clock, registry, session, shmem, tuple};
+use crate::image::Image;
+use crate::{clock, registry, session, tuple};
 
 fn findings<C: Context>(image: &Image, context: &C) -> Vec<Finding> {
     let random = session::with(session::Session::random);
@@ -17,12 +18,7 @@ fn findings<C: Context>(image: &Image, context: &C) -> Vec<Finding> {
         random,
     };
     let mut explainer = Explainer::default();
-    decide(
-        &image.compiled,
-        &request,
-        &Pins::new(image, shmem::get()),
-        &mut explainer,
-    );
+    decide(&image.compiled, &request, &Onlooker::new(image), &mut explainer);
     explainer.0
 }
 

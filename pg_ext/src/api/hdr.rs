@@ -8,7 +8,7 @@ use pgrx::{IntoDatum, pg_sys};
 use crate::datum::{self, Args, nullable};
 use crate::errors;
 
-fn read(args: Args, n: usize) -> Hdr {
+pub(super) fn read(args: Args, n: usize) -> Hdr {
     let Some(value) = args.datum(n) else { return Hdr::new() };
     // SAFETY: the SQL declaration says hdr, a varlena.
     let bytes = unsafe { datum::bytes(value) };
@@ -21,7 +21,7 @@ fn read(args: Args, n: usize) -> Hdr {
     })
 }
 
-fn write(hdr: &Hdr) -> pg_sys::Datum {
+pub(super) fn write(hdr: &Hdr) -> pg_sys::Datum {
     let bytes = hdr.to_bytes();
     bytes
         .as_slice()

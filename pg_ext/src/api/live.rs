@@ -3,6 +3,8 @@
 use std::rc::Rc;
 
 use ext_registry_core::breaker::{Mode, State};
+use ext_registry_core::ejection::{RAMP_STEPS, Standing};
+use ext_registry_core::fitness::Effects;
 use ext_registry_core::histogram::Counts;
 use ext_registry_core::outcome::{CIRCUIT_OPEN, Outcome};
 use ext_registry_core::target::{COUNTERS, Target, minute};
@@ -12,7 +14,7 @@ use pgrx::{IntoDatum, pg_sys};
 use crate::datum::{Args, nullable};
 use crate::image::Image;
 use crate::tuple::{self, Value};
-use crate::{clock, load, registry, shmem};
+use crate::{clock, load, registry, session, shmem};
 
 fn timestamp(registry_us: Option<u64>) -> Value {
     let at = registry_us.map(|us| clock::to_timestamp(clock::to_wall_us(us)))?;
@@ -99,8 +101,8 @@ crate::pg_function! {
         let mut worst = (State::Closed, None);
         let mut open: Vec<String> = Vec::new();
         for (number, name) in compiled.targets.iter().enumerate() {
-            let Some(slot) = image.version_slot(number, &shared) else { continue };
-            let target = &slot.target;
+            let seen = image.version_seen(number, &shared);
+            let target: &Target = &seen;
             let (good, bad) = verdicts(&target.counts());
             successes += good;
             failures += bad;
@@ -182,9 +184,8 @@ crate::pg_function! {
         for (number, name) in compiled.targets.iter().enumerate() {
             let Some(version) = compiled.versions.iter().find(|version| version.target == number) else { continue };
             let settings = compiled.settings_of(number);
-            let slot = image.version_slot(number, &shared);
-            let empty = Target::default();
-            let target = slot.map_or(&empty, |slot| &slot.target);
+            let seen = image.version_seen(number, &shared);
+            let target: &Target = &seen;
             let counts = target.counts();
             let (successes, failures) = verdicts(&counts);
             let mut recent = Recent::default();
@@ -219,10 +220,17 @@ crate::pg_function! {
         let rows = tuple::Rows::new(args, registry::row_type(args));
         let Some(image) = image(args) else { return rows.finish(args) };
         let (shared, now_us, compiled) = (shmem::get(), clock::now_us(), &image.compiled);
+        // Suspects are judged first, as the next decision would: what is shown is what it would meet.
+        let _ = image.fitness(&shared, now_us, session::with(session::Session::random), Effects::Apply);
         for (place, instance) in compiled.instances.iter().enumerate() {
-            let slot = image.instance_slot(place, &shared);
-            let empty = Target::default();
-            let target = slot.map_or(&empty, |slot| &slot.target);
+            let seen = image.instance_seen(place, &shared);
+            let target: &Target = &seen;
+            let standing = image.standing(target, now_us);
+            let (tenths, out_until_us) = match standing {
+                Standing::Fit => (RAMP_STEPS, None),
+                Standing::Returning { tenths, .. } => (tenths, None),
+                Standing::Ejected { until_us } => (0, Some(until_us)),
+            };
             let serves = |version: &&ext_registry_core::compile::Version| version.pool.members.contains(&(place as u32));
             let mut versions: Vec<String> = compiled.versions.iter().filter(serves).map(|version| version.name.to_string()).collect();
             versions.sort_unstable_by(|a, b| ext_registry_core::natural::compare(a, b));
@@ -234,8 +242,8 @@ crate::pg_function! {
             rows.push(&[
                 (*instance.id).into_datum(),
                 versions.into_datum(),
-                instance.ineligible.is_none().into_datum(),
-                (f64::from(instance.weight) / 2.0).into_datum(),
+                (instance.ineligible.is_none() && tenths > 0).into_datum(),
+                (f64::from(instance.weight) / 2.0 * f64::from(tenths) / f64::from(RAMP_STEPS)).into_datum(),
                 big(successes),
                 big(failures),
                 recent.success_rate(),
@@ -248,7 +256,7 @@ crate::pg_function! {
                 timestamp(target.last_success_us()),
                 timestamp(target.last_failure_us()),
                 big(target.in_flight()),
-                None,
+                timestamp(out_until_us),
                 timestamp(target.updated_us()),
             ]);
         }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
-use ext_registry_core::account::{self, Result as Report};
+use ext_registry_core::account::{self, Result as Report, Settled};
 use ext_registry_core::histogram::us_from_ms;
 use ext_registry_core::ident::shorten;
 use ext_registry_core::outcome::{Outcome, UnknownOutcome};
@@ -11,7 +11,7 @@ use pgrx::{IntoDatum, pg_sys};
 
 use crate::datum::{self, Args, Element, elements};
 use crate::image::Pins;
-use crate::shmem::{self, Shared};
+use crate::shmem::{self, Reporter, Shared, Slot};
 use crate::{clock, errors, persist, registry, session, tuple};
 
 /// Counts this session among those that may still report when the server stops: the worker waits for them with its last flush.
@@ -57,12 +57,21 @@ fn settle(shared: &Shared, ticket: i64, report: Report, now_us: u64, random: u64
         return false;
     };
     let (version, instance) = (taken.call.version, taken.call.instance);
-    let target = &shared.slots[version as usize].target;
+    let slot = &shared.slots[version as usize];
     let instance = instance.map(|place| &shared.slots[place as usize].target);
-    if let Some(transition) = account::settle(target, instance, &taken, report, now_us, random) {
-        shared.push_event(version, now_us, &transition);
-    }
+    let settled = account::settle(&slot.target, instance, &taken, report, now_us, random);
+    tell(shared, version, slot, settled, now_us);
     true
+}
+
+/// Tells of what a report caused: the worker of a transition, the sessions of a suspect.
+fn tell(shared: &Shared, place: u32, slot: &Slot, settled: Settled, now_us: u64) {
+    if let Some(transition) = settled.transition {
+        shared.push_transition(place, now_us, &transition);
+    }
+    if settled.suspect {
+        shared.suspect(slot.uid());
+    }
 }
 
 fn outcome(name: Option<&str>) -> Outcome {
@@ -155,14 +164,23 @@ crate::pg_function! {
         {
             let instance = instance.and_then(|instance| pins.pin_instance(instance));
             let random = session::with(session::Session::random);
-            let moved = account::settle_unticketed(&slot.target, instance.map(|(_, slot)| &slot.target), report, now_us, random);
-            if let Some(transition) = moved {
-                shared.push_event(place, now_us, &transition);
-            }
+            let settled = account::settle_unticketed(&slot.target, instance.map(|(_, slot)| &slot.target), report, now_us, random);
+            tell(&shared, place, slot, settled, now_us);
             account::release(&slot.target, instance.map(|(_, slot)| &slot.target));
         }
         pg_sys::Datum::from(0usize)
     }
+}
+
+/// A bridge's batch numbers, as shared memory or else the tables have them.
+pub fn known_reporter(args: Args, shared: &Shared, uuid: [u8; 16], now_us: u64) -> &'static Reporter {
+    let halves = [0, 8].map(|at| u64::from_le_bytes(std::array::from_fn(|i| uuid[at + i])));
+    // SAFETY: a global of this process.
+    let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    shared.reporter(database, halves).unwrap_or_else(|| {
+        let seq = persist::reporter_seq(&registry::tables(args.function()), uuid);
+        shared.enlist_reporter(database, halves, seq, now_us)
+    })
 }
 
 fn list(args: Args, n: usize, name: &str, kind: Element) -> Vec<pg_sys::Datum> {
@@ -233,13 +251,7 @@ crate::pg_function! {
             None => (apply(), None),
             Some((uuid, seq)) => {
                 let (bytes, seq) = (*uuid.as_bytes(), seq.max(0) as u64);
-                let halves = [0, 8].map(|at| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i])));
-                // SAFETY: a global of this process.
-                let database = unsafe { pg_sys::MyDatabaseId }.to_u32();
-                let known = shared.reporter(database, halves).unwrap_or_else(|| {
-                    let seq = persist::reporter_seq(&registry::tables(args.function()), bytes);
-                    shared.enlist_reporter(database, halves, seq, now_us)
-                });
+                let known = known_reporter(args, &shared, bytes, now_us);
                 known.seen_us.store(now_us, Relaxed);
                 let applied = shared.applying(|| {
                     let last = known.applied.load(Acquire);

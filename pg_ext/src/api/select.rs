@@ -165,7 +165,7 @@ fn jsonb(payload: &[u8]) -> pg_sys::Datum {
 }
 
 /// A decision as a row in memory of the current context.
-fn row(
+pub fn row(
     row_type: &RowType,
     ordinality: Option<i64>,
     id: Option<&str>,
@@ -274,21 +274,25 @@ fn avoid_lists(args: Args, calls: usize) -> Vec<Vec<String>> {
         .collect()
 }
 
+/// The first two arguments of a batch. Every context is looked at before anything is decided: an error leaves no call half entered.
+pub fn batch<'a>(args: Args) -> (Vec<Option<pg_sys::Datum>>, Vec<Facts<'a>>) {
+    let ids = list(args, 0, "extension_ids", Element::Text);
+    let contexts = list(args, 1, "contexts", Element::Jsonb);
+    if ids.len() != contexts.len() {
+        errors::raise(
+            errors::INVALID_PARAMETER_VALUE,
+            format!("{} extension_ids, but {} contexts", ids.len(), contexts.len()),
+            "Pass one context for each extension id; NULL stands for {}.",
+        );
+    }
+    (ids, contexts.into_iter().map(facts).collect())
+}
+
 crate::pg_function! {
     /// `ext_select_many(extension_ids, contexts, avoid)`: decides for many calls, a row each.
     ext_select_many, pg_finfo_ext_select_many, |args| {
-        let ids = list(args, 0, "extension_ids", Element::Text);
-        let contexts = list(args, 1, "contexts", Element::Jsonb);
-        if ids.len() != contexts.len() {
-            errors::raise(
-                errors::INVALID_PARAMETER_VALUE,
-                format!("{} extension_ids, but {} contexts", ids.len(), contexts.len()),
-                "Pass one context for each extension id; NULL stands for {}.",
-            );
-        }
+        let (ids, contexts) = batch(args);
         let avoid = avoid_lists(args, ids.len());
-        // Every context is looked at before anything is decided: an error leaves no call half entered.
-        let contexts: Vec<Facts<'_>> = contexts.into_iter().map(facts).collect();
         let rows = tuple::Rows::new(args, registry::row_type(args));
         for (number, (id, facts)) in ids.into_iter().zip(&contexts).enumerate() {
             // SAFETY: elements of a text array.

@@ -27,7 +27,7 @@ crate::pg_function! {
             nullable(pid),
             nullable(at),
             nullable(flushed.map(|us| now_us.saturating_sub(us) as f64 / 1000.0)),
-            (shared.head.targets_used.load(Relaxed) as i32).into_datum(),
+            (shared.head.places.used.load(Relaxed) as i32).into_datum(),
             (shared.slots.len() as i32).into_datum(),
             (tickets.used() as i32).into_datum(),
             (tickets.len() as i32).into_datum(),
@@ -36,6 +36,7 @@ crate::pg_function! {
             (shared.head.lost_events.load(Relaxed) as i64).into_datum(),
             env!("CARGO_PKG_VERSION").into_datum(),
             standby.into_datum(),
+            (shared.head.ticketless.load(Relaxed) as i64).into_datum(),
         ])
     }
 }

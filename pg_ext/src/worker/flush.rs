@@ -84,12 +84,12 @@ impl Flusher {
     pub fn events(&mut self, shared: &Shared, database: &Database) {
         let mut cursor = database.event_cursor.load(Relaxed);
         let moved = shared.events_since(&mut cursor);
-        let mine: Vec<(Moved, u64, String)> = moved
+        let mine: Vec<(Moved, &Slot)> = moved
             .into_iter()
             .filter_map(|moved| {
                 let slot = &shared.slots[moved.place as usize];
                 let known = slot.key() == moved.key && self.owns(slot);
-                known.then(|| (moved, slot.uid(), slot.name()))
+                known.then_some((moved, slot))
             })
             .collect();
         if mine.is_empty() {
@@ -99,7 +99,7 @@ impl Flusher {
         let sql = self.sql(include_str!("events.sql"));
         let states = self.sql(include_str!("state.sql"));
         let copies: Vec<Copied> = {
-            let places: HashSet<u32> = mine.iter().map(|(moved, _, _)| moved.place).collect();
+            let places: HashSet<u32> = mine.iter().map(|(moved, _)| moved.place).collect();
             shared.copying(|| {
                 places
                     .into_iter()
@@ -110,10 +110,11 @@ impl Flusher {
         let written = transaction(|client| {
             let (mut uids, mut names, mut ats, mut froms, mut tos, mut reasons) =
                 (vec![], vec![], vec![], vec![], vec![], vec![]);
-            let (mut failures, mut requests) = (vec![], vec![]);
-            for (moved, uid, name) in &mine {
-                uids.push(*uid as i64);
-                names.push(name.clone());
+            let (mut kinds, mut failures, mut requests) = (vec![], vec![], vec![]);
+            for (moved, slot) in &mine {
+                uids.push(slot.uid() as i64);
+                kinds.push(slot.kind() as i16);
+                names.push(slot.name());
                 ats.push(timestamp(clock::to_wall_us(moved.at_us)));
                 froms.push(moved.from);
                 tos.push(moved.to);
@@ -126,6 +127,7 @@ impl Flusher {
                 None,
                 &[
                     array(uids, pg_sys::INT8ARRAYOID),
+                    array(kinds, pg_sys::INT2ARRAYOID),
                     array(names, pg_sys::TEXTARRAYOID),
                     array(ats, pg_sys::TIMESTAMPTZARRAYOID),
                     array(froms, pg_sys::TEXTARRAYOID),

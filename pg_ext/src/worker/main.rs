@@ -3,7 +3,7 @@
 //!
 //! Its last flush waits for the sessions that may still report, so that what was acknowledged is on disk. On a standby it only sweeps.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
@@ -55,8 +55,12 @@ pub extern "C-unwind" fn ext_registry_worker_main(argument: pg_sys::Datum) {
         database.give_way.store(false, Relaxed);
     }
     let Some(mut flusher) = find_extension(oid, database) else {
-        // No extension here: not again before somebody announces it.
+        // No extension here: not again before somebody announces it, which may be now.
+        let patient = database.announced.load(SeqCst);
         retire(database);
+        if !patient && database.announced.load(SeqCst) {
+            database.gone.store(false, SeqCst);
+        }
         return;
     };
     run(&shared, database, &mut flusher);
@@ -80,7 +84,7 @@ fn find_extension(oid: u32, database: &Database) -> Option<Flusher> {
 
 /// Signs off for good: the database needs no worker.
 fn retire(database: &Database) {
-    database.gone.store(true, Release);
+    database.gone.store(true, SeqCst);
     database.latch.store(std::ptr::null_mut(), Release);
     database.worker_pid.store(0, Release);
 }

@@ -156,6 +156,11 @@ pub fn values(kind: &str, hdr: &[String]) -> Vec<String> {
             "'00000000-0000-0000-0000-000000000000'",
             "'ffffffff-ffff-ffff-ffff-ffffffffffff'",
         ]),
+        "_ext_reviewed" => typed(&[
+            "row('versions[0]', 'version', 'x', 'v1', '{}', '{}', null, null)",
+            "row('', 'policy', null, 't/p', null, '{\"enabled\": true, \"document\": 1}', 'problem', 'hint')",
+            "row(null, null, null, null, '[]', '5', null, null)",
+        ]),
         "regclass" => typed(&[
             "'extensions'",
             "'extension_health'",
