@@ -77,7 +77,7 @@ fn each<T>(extension: &Compiled, avoid: &[&str], answer: impl Fn(&Compiled, usiz
 }
 
 /// An extension whose versions have these shares, of which each key gets one: the number after the `v`.
-fn versions(id: &str, shares: &[(u8, f64)]) -> Vec<u8> {
+fn versions(id: &str, shares: &[(u16, f64)]) -> Vec<u16> {
     let versions: Vec<Json> = shares
         .iter()
         .map(|(version, percent)| json!({"version": format!("v{version}"), "subject": "s", "rollout_percent": percent}))
@@ -104,13 +104,13 @@ fn assert_binomial(count: usize, probability: f64, what: &str) {
     );
 }
 
-fn count(all: &[u8], version: u8) -> usize {
+fn count(all: &[u16], version: u16) -> usize {
     all.iter().filter(|one| **one == version).count()
 }
 
 #[test]
 fn a_million_keys_get_the_shares_that_are_asked_for() {
-    type Case<'a> = (&'a [(u8, f64)], &'a [(u8, f64)]);
+    type Case<'a> = (&'a [(u16, f64)], &'a [(u16, f64)]);
     let cases: &[Case] = &[
         // What the versions have, and what comes of it: from the highest down, each takes what is left.
         (&[(1, 100.0), (2, 10.0)], &[(1, 0.9), (2, 0.1)]),
@@ -138,7 +138,7 @@ fn raising_a_share_moves_keys_to_it_and_few_others() {
     for raised in [10.01, 20.0, 90.0] {
         let after = versions("x", &[(1, 100.0), (2, raised), (3, 10.0)]);
         assert_binomial(count(&after, 2), raised / 100.0, &format!("v2 at {raised} %"));
-        let moved = |from: u8, to: u8| {
+        let moved = |from: u16, to: u16| {
             let pairs = before.iter().zip(&after);
             pairs.filter(|pair| *pair == (&from, &to)).count()
         };
@@ -172,7 +172,7 @@ fn hashed(members: usize, without: Option<usize>) -> Json {
 fn removing_one_of_n_instances_moves_its_keys_only() {
     const MEMBERS: usize = 7;
     const GONE: usize = 4;
-    let instance = |extension: &Compiled, _: usize, instance: Option<usize>| -> u8 {
+    let instance = |extension: &Compiled, _: usize, instance: Option<usize>| -> u16 {
         let id = &extension.instances[instance.expect("an instance")].id;
         id[1..].parse().expect("a number")
     };
@@ -181,7 +181,7 @@ fn removing_one_of_n_instances_moves_its_keys_only() {
     let before = each(with, &[], instance);
     for member in 0..MEMBERS {
         assert_binomial(
-            count(&before, member as u8),
+            count(&before, member as u16),
             1.0 / MEMBERS as f64,
             &format!("i{member} of {MEMBERS}"),
         );

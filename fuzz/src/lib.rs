@@ -19,8 +19,11 @@ use serde_json::{Map, Value as Json, json};
 
 const NOW: u64 = 1_800_000_000_000_000;
 
+/// A way in.
+pub type Target = fn(&[u8]);
+
 /// Every way in, by the name of its target and of its folder in `corpus/`.
-pub const TARGETS: [(&str, fn(&[u8])); 5] = [
+pub const TARGETS: [(&str, Target); 5] = [
     ("rules", rules),
     ("contexts", contexts),
     ("documents", documents),

@@ -48,7 +48,7 @@ const EDITS: &[&str] = &[
      when matched then update set timeout_ms = 444
      when not matched then insert (id, version, subject, timeout_ms, retry) values ('x', n.name, 'x.v3', 300, 3)",
     "merge into extension_instances i using (values ('a')) n (name) on i.instance_id = n.name when matched then delete",
-    r#"update extensions e set config = jsonb_build_object('n', v.timeout_ms) from extension_versions v where v.id = e.id"#,
+    "update extensions e set config = jsonb_build_object('n', v.timeout_ms) from extension_versions v where v.id = e.id",
     "delete from extension_versions v using extensions e where v.id = e.id",
     "with gone as (delete from extension_versions returning *)
      insert into extension_versions (id, version, subject, timeout_ms, retry) select id, 'v7', subject, timeout_ms, retry from gone",
@@ -63,7 +63,7 @@ const EDITS: &[&str] = &[
            end;
        end $do$"#,
     // With what changes the table itself.
-    r#"alter table extension_versions add column note text default 'new'; update extension_versions set retry = 5"#,
+    "alter table extension_versions add column note text default 'new'; update extension_versions set retry = 5",
     r#"alter table extensions add column note text default clock_timestamp(); update extensions set config = '{"n": 5}'"#,
 ];
 
