@@ -135,6 +135,10 @@ async fn own_changes_are_seen_at_once_and_by_others_from_commit_on() {
             &["commit"],
         ),
         ("begin; set local session_replication_role = replica", &["commit"]),
+        (
+            "begin isolation level serializable; savepoint s",
+            &["release s", "prepare transaction 'kept'", "!commit prepared 'kept'"],
+        ),
         ("begin", &["prepare transaction 'kept'", "!commit prepared 'kept'"]),
         (
             "begin; savepoint s",
@@ -197,6 +201,14 @@ async fn what_is_undone_leaves_nothing() {
             &["prepare transaction 'undone'", "!rollback prepared 'undone'"],
         ),
         ("begin; set local session_replication_role = replica", &["rollback"]),
+        (
+            "begin isolation level repeatable read; savepoint s",
+            &[
+                "rollback to s",
+                "prepare transaction 'undone'",
+                "!commit prepared 'undone'",
+            ],
+        ),
     ];
     for (begin, end) in ways {
         for edit in EDITS {
@@ -296,6 +308,54 @@ async fn an_error_of_a_later_trigger_or_at_commit_leaves_nothing() {
     writer.error_of("commit").await;
     assert_eq!(look(&writer).await, base);
     assert_eq!(look(&reader).await, base);
+}
+
+#[tokio::test]
+async fn what_a_deferred_trigger_changes_counts_from_its_commit_on() {
+    let database = Postgres::shared().database();
+    let (writer, base) = writer(&database).await;
+    let other = database.connect().await;
+    let readers = readers(&database).await;
+    writer
+        .run(
+            "create table orders (n integer);
+             create function apply() returns trigger language plpgsql as $$
+             begin
+                 update extensions set config = jsonb_build_object('n', new.n);
+                 perform ext_select('x');
+                 if new.n < 0 then raise exception 'no'; end if;
+                 return null;
+             end $$;
+             create constraint trigger later after insert on orders deferrable initially deferred
+                 for each row execute function apply()",
+        )
+        .await;
+    for (number, end) in [
+        (1, "commit"),
+        (2, "set constraints all immediate; commit"),
+        (3, "prepare transaction 'deferred'"),
+    ] {
+        let before = look(&writer).await;
+        writer
+            .run(&format!("begin; insert into orders values ({number})"))
+            .await;
+        assert_eq!(look(&writer).await, before, "{end}: not yet");
+        writer.run(end).await;
+        if end.starts_with("prepare") {
+            assert_all_see(&readers, &before, end).await;
+            other.run("commit prepared 'deferred'").await;
+        }
+        let after = look(&writer).await;
+        assert!(after.contains(&format!("{{\"n\": {number}}}")), "{end}: {after}");
+        assert_all_see(&readers, &after, end).await;
+    }
+    // One that fails at the end takes all along, what it has changed itself too.
+    let before = look(&writer).await;
+    assert_ne!(before, base);
+    writer.run("begin; insert into orders values (-1)").await;
+    writer.error_of("commit").await;
+    assert_eq!(look(&writer).await, before);
+    assert_all_see(&readers, &before, "a trigger that fails at commit").await;
 }
 
 #[tokio::test]
