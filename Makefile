@@ -17,7 +17,7 @@ PURE_CRATES = -p ext_registry_core -p ext-bridge -p ext_registry_tests
 # Arguments of the benchmark, such as BENCH="--figures 1,3 --rounds 3".
 BENCH ?=
 
-.PHONY: help setup install bridge services run demo test bench lint fmt clean
+.PHONY: help setup install bridge services run demo test fuzz bench lint fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ demo: install bridge services ## the same tour, checked step by step; ends by it
 
 test: setup install bridge services ## every test: core, bridge, and the whole system against real servers
 	$(CARGO) test --no-fail-fast $(PURE_CRATES)
+
+fuzz: ## random input for the core, FUZZ_SECONDS (60) for each target; installs cargo-fuzz if it is missing
+	@scripts/fuzz.sh
 
 bench: install bridge ## the figures of speed, side by side with what they are compared to
 	@bench/run $(BENCH)
