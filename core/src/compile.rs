@@ -15,6 +15,7 @@ use crate::ejection::{self, RAMP_STEPS};
 use crate::levels::{self, Level};
 use crate::model::{Balancing, ExtensionRow, Health, InstanceRow, Kind, Tenants, VersionRow};
 use crate::natural;
+use crate::rendezvous;
 use crate::rules::{RuleError, RuleSet};
 
 /// An extension ready to decide.
@@ -94,6 +95,8 @@ pub struct Instance {
     pub available: bool,
     /// Why it is not eligible, by what is declared.
     pub ineligible: Option<&'static str>,
+    /// What it is known by in consistent hashing.
+    pub seed: u64,
 }
 
 /// The instances that serve one version, as positions in [`Compiled::instances`].
@@ -173,7 +176,10 @@ impl Compiled {
                 .map(|(place, _)| place)
                 .collect()
         };
-        let compiled_instances: Box<[Instance]> = instances.iter().map(Instance::new).collect();
+        let compiled_instances: Box<[Instance]> = instances
+            .iter()
+            .map(|instance| Instance::new(&row.id, instance))
+            .collect();
         let pool = |name: &str, subject: &str| Pool::new(bound(name, subject), &compiled_instances);
 
         let mut targets: Vec<Box<str>> = row.versions.iter().map(|v| v.version.as_str().into()).collect();
@@ -309,7 +315,7 @@ impl Version {
 }
 
 impl Instance {
-    fn new(row: &InstanceRow) -> Self {
+    fn new(extension_id: &str, row: &InstanceRow) -> Self {
         let ineligible = if !row.enabled {
             Some("disabled")
         } else if row.draining {
@@ -331,6 +337,7 @@ impl Instance {
             },
             available: row.enabled && !row.draining,
             ineligible,
+            seed: rendezvous::hash(extension_id, &row.instance_id, ""),
         }
     }
 }

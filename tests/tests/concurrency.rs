@@ -431,7 +431,6 @@ async fn edits_and_maintenance_race_decisions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "a decision that met three changes while it was loading is made by what it has then, which may be half of them"]
 async fn truncates_and_maintenance_race_decisions() {
     race(&[
         Writer::Commits,
