@@ -4,8 +4,8 @@
 -- - One query decides: rules that match, most keys first, then the higher version, whose breaker lets pass. What follows from the
 --   configuration alone (specificity, order of versions, bounds of weights) is worked out when it is written.
 -- - Rules are equality and lists, which one operator of jsonb does: a value is in a list if the list contains it. No operators,
---   dotted paths, shares, tenants.
--- - The choice of an instance is a random one by weight, one descent of an index. An exact one would need an update for each decision.
+--   dotted paths, shares, tenants; no version beneath those of the table.
+-- - The choice of an instance is a random one by weight, one descent of an index. An exact one would need a write for each decision.
 -- - One update reports: counters, window, breaker, last latency, a histogram of 40 buckets (25 % wide; those of the extension have
 --   1.6 %). The window is a fixed one that starts anew (the extension's slides). Instances are not counted; the other report,
 --   with an instance, counts them too, as the extension does.

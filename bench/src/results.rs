@@ -267,12 +267,14 @@ impl Line {
     }
 
     fn cpu_shown(&self) -> String {
-        let total = |cpu: &[(&str, f64)]| cpu.iter().map(|(_, us)| us).sum::<f64>();
-        match (self.cpu_this.is_empty(), self.cpu_other.is_empty()) {
-            (true, _) => String::new(),
-            (false, true) => format!("{:.2}", total(&self.cpu_this)),
-            (false, false) => format!("{:.1} / {:.1}", total(&self.cpu_this), total(&self.cpu_other)),
+        if self.cpu_this.is_empty() {
+            return String::new();
         }
+        let shown = |cpu: &[(&str, f64)]| {
+            let us = cpu.iter().map(|(_, us)| us).sum::<f64>();
+            grouped(us, if us < 2.0 { 2 } else { 1 })
+        };
+        format!("{} / {}", shown(&self.cpu_this), shown(&self.cpu_other))
     }
 
     fn row(&self) -> [String; 10] {

@@ -25,8 +25,8 @@ const MAX_TARGETS: u32 = 8192;
 const SESSIONS: u32 = 20;
 
 const FEW: &str = "100 extensions";
-const FEW_OF_MANY: &str = "100 in use of 100,000 extensions";
-const MANY: &str = "1,000 in use of 100,000 extensions";
+const FEW_OF_MANY: &str = "100 of 100,000 extensions";
+const MANY: &str = "1,000 of 100,000 extensions";
 
 struct Bed {
     small: Database,
@@ -65,7 +65,7 @@ fn measure(effort: &Effort) -> Result<Vec<Line>, Failure> {
     )?;
     let rate = |case, target| {
         let indent = if matches!(target, Target::None) { "  " } else { "" };
-        let what = format!("{indent}select * from ext_select, {case} / {FEW} (max_targets {MAX_TARGETS})");
+        let what = format!("{indent}ext_select, {case} / {FEW}");
         Line::rates(2, &what, taken.of(case), taken.of(FEW), target)
     };
     let mut lines = vec![rate(MANY, Target::AtLeast(0.95)), rate(FEW_OF_MANY, Target::None)];
@@ -99,7 +99,7 @@ fn first_decision(database: &Database, rounds: usize) -> Result<Line, Failure> {
     database.check_tracked()?;
     Ok(Line::compared(
         2,
-        "first decision of a session beside its first select 1",
+        "a session's first decision, beside its first select 1",
         Unit::Ms,
         Compare::Alone,
         &decision,
@@ -155,7 +155,7 @@ fn memory(database: &Database) -> Result<Vec<Line>, Failure> {
         }
     }
     let line = |what: &str, value: f64| {
-        let what = format!("memory of a session (RssAnon) {what}, beside a new one's");
+        let what = format!("a session's memory, {what}, beside a new one's");
         Line::compared(
             2,
             &what,
@@ -167,7 +167,7 @@ fn memory(database: &Database) -> Result<Vec<Line>, Failure> {
         )
     };
     Ok(vec![
-        line("after 1,000 extensions", in_use),
-        line("at most, using all 100,000 in turn", most),
+        line("1,000 extensions used", in_use),
+        line("100,000 in turn, at most", most),
     ])
 }

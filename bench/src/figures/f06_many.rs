@@ -28,9 +28,9 @@ const TURN: Duration = Duration::from_millis(30);
 const BATCHES: usize = 65_536 / BATCH / CLIENTS;
 const WARM_UP: Duration = Duration::from_millis(300);
 
-const TEXT: &str = "text, whole rows";
+const TEXT: &str = "text, whole row";
 const NARROW_TEXT: &str = "text, ticket alone";
-const BINARY: &str = "binary, the bridge's columns";
+const BINARY: &str = "binary, bridge's columns";
 const ONE: &str = "select 1";
 
 /// What the bridge sends.
@@ -71,7 +71,7 @@ fn measure(effort: &Effort) -> Result<Vec<Line>, Failure> {
     )?;
     let line = |case: &str, target| {
         let indent = if matches!(target, Target::None) { "  " } else { "" };
-        let what = format!("{indent}ext_select_many of 64, {case}, beside select 1");
+        let what = format!("{indent}decisions in batches of 64, {case}; select 1");
         Line::rate(6, &what, rounds.of(case), rounds.of(ONE), target)
     };
     Ok(vec![

@@ -65,21 +65,17 @@ fn measure(effort: &Effort) -> Result<Vec<Line>, Failure> {
             Target::None,
         )?,
         beside(
-            "weighted choice / pingora-load-balancing, the algorithm alone",
+            "weighted choice / pingora-load-balancing",
             "weighted choice",
             "pingora",
             Target::AtMost(1.0),
         )?,
         beside(
-            "  the same / its balancer",
+            "  the same / its balancer around it",
             "weighted choice",
             "pingora balancer",
             Target::None,
         )?,
-        alone(
-            "  of each: the loop around what is measured",
-            "empty loop",
-            Target::None,
-        )?,
+        alone("  of each: the loop that repeats it", "empty loop", Target::None)?,
     ])
 }

@@ -45,7 +45,7 @@ fn measure(_effort: &Effort) -> Result<Vec<Line>, Failure> {
     Ok(vec![
         Line::compared(
             12,
-            "shared memory, 1024 targets and 65,536 calls, beside the formula in docs/tuning.md",
+            "shared memory, beside the formula of docs/tuning.md",
             Unit::MiB,
             Compare::Alone,
             &[bytes / MIB],

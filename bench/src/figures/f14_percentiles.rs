@@ -77,7 +77,7 @@ fn measure(effort: &Effort) -> Result<Vec<Line>, Failure> {
         .zip(QUANTILES)
         .map(|(errors, (name, _))| {
             let worst = errors.iter().copied().fold(0.0, f64::max);
-            let what = format!("{name} off the exact one, worst of {MIXES} mixes of sessions");
+            let what = format!("{name} off the exact one, worst of {MIXES} mixes");
             Line::alone(14, &what, Unit::Percent, &[worst], Target::AtMost(1.0))
         })
         .collect())
