@@ -20,6 +20,9 @@ use serde_json::{Map, Value as Json, json};
 
 /// The extension's id.
 pub const ID: &str = "service";
+/// The tenants of the rule. A compiled rule holds a short list in an order that differs from process to process; since lengths differ,
+/// it matters little how many are compared before the one that is asked for.
+const TENANTS: [&str; 3] = ["one", "t2", "third"];
 /// Weights of its instances.
 pub const WEIGHTS: [u32; 2] = [67, 33];
 const NOW_US: u64 = 1_800_000_000_000_000;
@@ -66,7 +69,7 @@ impl Scene {
             "id": ID, "type": "pre", "subject": "service", "timeout_ms": 5000,
             "versions": [
                 {"version": "v1", "subject": "service.v1"},
-                {"version": "v2", "subject": "service.v2", "routing_rules": {"tenant_id": ["t1", "t2", "t3"]}},
+                {"version": "v2", "subject": "service.v2", "routing_rules": {"tenant_id": TENANTS}},
             ],
             "instances": [
                 {"instance_id": "a", "subject": "service.a", "weight": WEIGHTS[0]},
