@@ -14,6 +14,8 @@ PG_FEATURE = --no-default-features --features pg$(PG_MAJOR)
 # With no right to write into Postgres's own directories, cargo-pgrx asks sudo.
 INSTALL_SUDO = $(shell test -w "$$($(PG_CONFIG_PATH) --pkglibdir)" || echo --sudo)
 PURE_CRATES = -p ext_registry_core -p ext-bridge -p ext_registry_tests
+# Workspaces of their own.
+BENCH_CRATES = bench/instructions bench/peers
 # Arguments of the benchmark, such as BENCH="--figures 1,3 --rounds 3".
 BENCH ?=
 
@@ -51,6 +53,7 @@ bench: install bridge ## the figures of speed, side by side with what they are c
 
 lint: install ## formatting, clippy with warnings as errors, shell, licences of dependencies, safety of the SQL
 	$(CARGO) fmt --all --check
+	for crate in $(BENCH_CRATES); do $(CARGO) fmt --check --manifest-path $$crate/Cargo.toml; done
 	$(CARGO) clippy $(PURE_CRATES) -p ext_registry_bench --all-targets -- -D warnings
 	$(CARGO) clippy -p ext_registry $(PG_FEATURE) -- -D warnings
 	@scripts/lint-scripts.sh
@@ -59,6 +62,7 @@ lint: install ## formatting, clippy with warnings as errors, shell, licences of 
 
 fmt: ## format the Rust sources
 	$(CARGO) fmt --all
+	for crate in $(BENCH_CRATES); do $(CARGO) fmt --manifest-path $$crate/Cargo.toml; done
 
 clean: ## remove everything that was built, the tools of `make setup` under target/ too
 	$(CARGO) clean

@@ -3,13 +3,14 @@
 //!
 //! - [`figures`]: one file per figure; a new one is a file there and a line in [`figures::ALL`]
 //! - [`rounds`]: cases that take turns, and what is kept of each; [`cpu`]: CPU time of processes
-//! - [`database`], [`pgbench`]: statements; [`bus`]: calls over NATS; [`roles`]: the processes those take
+//! - [`database`], [`pgbench`], [`client`]: statements; [`bus`]: calls over NATS; [`roles`]: the processes those take
 //! - [`results`]: the table and the JSON
 //!
 //! Nothing is measured unchecked: each run proves that its decisions were allowed and that as many outcomes were counted as
 //! calls were made, or the whole ends in an error.
 
 mod bus;
+mod client;
 mod cpu;
 mod database;
 mod figures;

@@ -233,7 +233,22 @@ impl Breaker {
     /// Whether a call may go now, taking a lease if it is a probe that ends at `lease_until_us`.
     ///
     /// An open breaker whose time is over becomes half-open here.
+    #[inline]
     pub fn admit(&self, settings: &Settings, now_us: u64, lease_until_us: u64) -> Admitted {
+        let word = Word::unpack(self.word.load(Acquire));
+        // Nearly always.
+        if word.state == State::Closed && settings.mode != Mode::ForcedOpen {
+            return Admitted {
+                admission: Admission::Pass,
+                generation: word.generation,
+                transition: None,
+            };
+        }
+        self.admit_carefully(settings, now_us, lease_until_us)
+    }
+
+    #[cold]
+    fn admit_carefully(&self, settings: &Settings, now_us: u64, lease_until_us: u64) -> Admitted {
         let mut transition = None;
         loop {
             let raw = self.word.load(Acquire);

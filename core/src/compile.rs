@@ -235,8 +235,10 @@ impl Compiled {
 
     /// Roughly what it takes in memory, its schedules included.
     pub fn bytes(&self) -> usize {
-        let version = |v: &Version| size_of::<Version>() + v.config.len() + v.subject.len() + 64 * v.pool.members.len();
-        let instance = |i: &Instance| size_of::<Instance>() + i.subject.len() + i.id.len();
+        // Beside what they hold: boxes of an allocator, and the cycle of a pool.
+        let version =
+            |v: &Version| size_of::<Version>() + 160 + v.config.len() + v.subject.len() + 64 * v.pool.members.len();
+        let instance = |i: &Instance| size_of::<Instance>() + 64 + i.subject.len() + i.id.len();
         size_of::<Self>()
             + self.rules_bytes
             + self.versions.iter().map(version).sum::<usize>()

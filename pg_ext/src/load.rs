@@ -182,17 +182,6 @@ impl Tables {
         .any(|table| table.oid == relation || table.index == relation)
     }
 
-    /// Those that an extension is read from.
-    fn read(&self) -> [&Table; 5] {
-        [
-            &self.extensions,
-            &self.versions,
-            &self.instances,
-            &self.settings,
-            &self.resets,
-        ]
-    }
-
     /// What tells this registry from one that was dropped: the oid of its table `extensions`.
     pub fn registry(&self) -> u32 {
         self.extensions.oid.to_u32()
@@ -381,24 +370,14 @@ pub struct Extras {
 
 /// Reads an extension. `None`: it is not registered.
 pub fn extension(tables: &Tables, id: &str) -> Option<(ExtensionRow, Extras)> {
-    // All tables are locked before the snapshot is taken: a table that was rewritten while this waited for its lock (ALTER TABLE, CLUSTER,
-    // TRUNCATE) holds only rows that are newer than an earlier snapshot, and would look empty. As any query does it.
-    let read = tables.read();
-    // SAFETY: opened here, closed below; on an error Postgres closes and unlocks.
-    let open: [pg_sys::Relation; 5] =
-        unsafe { read.map(|table| pg_sys::table_open(table.oid, pg_sys::AccessShareLock as i32)) };
     // One snapshot for all tables: half of somebody's transaction must not be seen. Taken for a table that is no catalog it is always
-    // a fresh one; on an error Postgres releases it.
+    // a fresh one; on an error Postgres releases it. Each table is locked only while it is read, or a decision would be part of deadlocks;
+    // one that is rewritten between the snapshot and its lock looks empty, and its message makes the session load again.
     // SAFETY: registered here, unregistered below.
     let snapshot = unsafe { pg_sys::RegisterSnapshot(pg_sys::GetCatalogSnapshot(tables.extensions.oid)) };
     let found = extension_as_of(snapshot, tables, id);
-    // SAFETY: registered and opened above. The locks last as long, as those of a query would; what changes later sends its message.
-    unsafe {
-        pg_sys::UnregisterSnapshot(snapshot);
-        for relation in open {
-            pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
-        }
-    }
+    // SAFETY: registered above.
+    unsafe { pg_sys::UnregisterSnapshot(snapshot) };
     found
 }
 

@@ -107,7 +107,7 @@ async fn a_promoted_standby_continues_the_primarys_history() {
         if log.contains("ext_registry: promoted") {
             Ok(())
         } else {
-            Err("not yet")
+            Err(log)
         }
     })
     .await;
