@@ -13,6 +13,7 @@ mod bus;
 mod client;
 mod cpu;
 mod database;
+mod figure;
 mod figures;
 mod pgbench;
 mod results;
@@ -25,7 +26,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use ext_registry_tests::places;
 
-use crate::figures::{ALL, Effort};
+use crate::figure::Effort;
+use crate::figures::ALL;
 
 /// What went wrong, for the one who started the benchmark.
 type Failure = Box<dyn std::error::Error>;
@@ -99,7 +101,7 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
     }
     std::fs::write(
         &path,
-        serde_json::to_string_pretty(&results::json(&effort, &lines))? + "\n",
+        serde_json::to_string_pretty(&results::json(effort.seconds, effort.rounds, &lines))? + "\n",
     )?;
     println!("\nThe same as JSON: {}", path.display());
     Ok(())

@@ -7,7 +7,6 @@ use std::process::Command;
 use ext_registry_tests::places;
 use serde_json::{Value, json};
 
-use crate::figures::Effort;
 use crate::rounds::{Sample, greatest, least, median};
 
 /// Foreign load, in cores, from which rates mislead.
@@ -399,11 +398,11 @@ pub fn table(lines: &[Line]) -> String {
 }
 
 /// The same for programs.
-pub fn json(effort: &Effort, lines: &[Line]) -> Value {
+pub fn json(seconds: u64, rounds: Option<usize>, lines: &[Line]) -> Value {
     json!({
         "machine": machine(),
-        "seconds": effort.seconds,
-        "rounds": effort.rounds,
+        "seconds": seconds,
+        "rounds": rounds,
         "lines": lines.iter().map(Line::to_json).collect::<Vec<_>>(),
     })
 }

@@ -166,8 +166,7 @@ async fn a_hundred_thousand_extensions() {
     );
     assert!(twenty_thousand < SESSION_KB, "{twenty_thousand} kB for 20,000");
     assert!(again < SESSION_KB, "{again} kB for the same 20,000 again");
-    // TODO: SESSION_KB here too. What an image takes is estimated too low, so that the session lets go too late.
-    assert!(all < 3 * SESSION_KB, "{all} kB for 100,000");
+    assert!(all < SESSION_KB, "{all} kB for 100,000");
 
     // What people look at still answers, and what asks for one row does not read all.
     session.run("set statement_timeout = '30s'").await;
@@ -305,7 +304,6 @@ async fn ten_thousand_instances() {
             "insert into extensions (id, type, subject) values ('x', 'pre', 's');
              insert into extension_instances (extension_id, instance_id, subject, weight)
              select 'x', 'i' || n, 's', 1 + n % 11 from generate_series(1, 10000) n;
-             analyze;
              set statement_timeout = '30s'",
         )
         .await;

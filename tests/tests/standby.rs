@@ -260,7 +260,7 @@ async fn a_standby_shows_everything_and_writes_nothing() {
         }
     }
     reader.report(ticket, "success", Duration::from_millis(1)).await;
-    // (What was reported here counts here. TODO: and nothing else, see `a_standby_shows_its_own_counts`.)
+    // What was reported here counts here, and nothing else.
     assert!(numbers(&reader).await.0 >= 4);
 
     // What would write says that it cannot, and how it would be said anywhere else.

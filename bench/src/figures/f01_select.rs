@@ -1,8 +1,8 @@
 //! Figure 1: what a decision costs beside the cheapest statement there is, and beside one that returns such a row.
 
-use super::{Effort, Figure, ROUNDS};
 use crate::Failure;
 use crate::database::Database;
+use crate::figure::{Effort, Figure, ROUNDS};
 use crate::pgbench::Script;
 use crate::results::{Line, Target};
 use crate::rounds::{Sample, interleave};

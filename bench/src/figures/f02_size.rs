@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Effort, Figure, ROUNDS, f01_select};
+use super::f01_select;
 use crate::client::Client;
 use crate::cpu::{Snapshot, own_memory};
 use crate::database::{CONTEXT, Database, EXTENSIONS};
+use crate::figure::{Effort, Figure, ROUNDS};
 use crate::pgbench::Script;
 use crate::results::{Compare, Line, Target, Unit};
 use crate::rounds::{interleave, median};

@@ -4,9 +4,9 @@
 //! commits, which says more of the disk than of the design. The lines beneath are kinder (statements prepared) and as it came
 //! (commits wait).
 
-use super::{Effort, Figure, ROUNDS};
 use crate::Failure;
 use crate::database::Database;
+use crate::figure::{Effort, Figure, ROUNDS};
 use crate::pgbench::Script;
 use crate::results::{Line, Target};
 use crate::rounds::{Sample, interleave};

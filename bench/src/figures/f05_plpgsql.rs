@@ -1,8 +1,9 @@
 //! Figure 5: a whole call, decision and report, beside a careful version of the registry in PL/pgSQL.
 
-use super::{Effort, Figure, ROUNDS, f04_call};
+use super::f04_call;
 use crate::Failure;
 use crate::database::Database;
+use crate::figure::{Effort, Figure, ROUNDS};
 use crate::pgbench::Script;
 use crate::results::{Line, Target};
 use crate::rounds::interleave;

@@ -6,11 +6,11 @@
 use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
-use super::{Effort, Figure, ROUNDS};
 use crate::Failure;
 use crate::client::{Client, Format, Request, Row, binary_array, text_array};
 use crate::cpu::{Snapshot, on_processor};
 use crate::database::{CONTEXT, Database, EXTENSIONS};
+use crate::figure::{Effort, Figure, ROUNDS};
 use crate::results::{Line, Target};
 use crate::rounds::{Sample, interleave};
 

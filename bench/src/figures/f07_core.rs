@@ -6,9 +6,9 @@ use std::process::{Command, Stdio};
 
 use ext_registry_tests::places;
 
-use super::{Effort, Figure, ROUNDS};
 use crate::Failure;
 use crate::cpu::Snapshot;
+use crate::figure::{Effort, Figure, ROUNDS};
 use crate::results::{Compare, Line, Target, Unit};
 
 pub const FIGURE: Figure = Figure {

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use super::f02_size::LARGE;
-use super::{Effort, Figure};
 use crate::Failure;
 use crate::client::{Client, Format, Request};
 use crate::cpu::Snapshot;
 use crate::database::{CONTEXT, Database};
+use crate::figure::{Effort, Figure};
 use crate::results::{Compare, Line, Target, Unit};
 use crate::rounds::median;
 

@@ -1,8 +1,8 @@
 //! Figure 12: shared memory with the capacity that the extension comes with, and whether docs/tuning.md tells how much it is.
 
-use super::{Effort, Figure};
 use crate::Failure;
 use crate::database::Database;
+use crate::figure::{Effort, Figure};
 use crate::results::{Compare, Line, Target, Unit};
 
 pub const FIGURE: Figure = Figure {

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Effort, Figure};
 use crate::Failure;
 use crate::client::{Client, Format, Request};
 use crate::database::Database;
+use crate::figure::{Effort, Figure};
 use crate::results::{Line, Target, Unit};
 
 pub const FIGURE: Figure = Figure {

@@ -13,15 +13,7 @@ mod f10_latency;
 mod f12_memory;
 mod f14_percentiles;
 
-use crate::Failure;
-use crate::results::Line;
-
-/// A figure, by its number in the list of targets.
-pub struct Figure {
-    pub number: u8,
-    pub title: &'static str,
-    pub measure: fn(&Effort) -> Result<Vec<Line>, Failure>,
-}
+use crate::figure::Figure;
 
 /// All there are, in the order in which they run.
 pub const ALL: &[Figure] = &[
@@ -38,22 +30,3 @@ pub const ALL: &[Figure] = &[
     f12_memory::FIGURE,
     f14_percentiles::FIGURE,
 ];
-
-/// How long and how often to measure.
-#[derive(Clone, Copy, Debug)]
-pub struct Effort {
-    /// One run of one case.
-    pub seconds: u64,
-    /// Rounds, where they were asked for.
-    pub rounds: Option<usize>,
-}
-
-impl Effort {
-    /// Rounds to run: those asked for, else as many as the figure needs.
-    fn rounds_or(&self, needed: usize) -> usize {
-        self.rounds.unwrap_or(needed)
-    }
-}
-
-/// Rounds of figures that do not ask for others.
-const ROUNDS: usize = 5;
