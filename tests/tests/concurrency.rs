@@ -288,12 +288,14 @@ async fn truncate(race: &Race, session: &Session, turn: usize) {
     }
 }
 
-/// What a DBA does to tables. No row changes; the new column has the table rewritten.
+/// What a DBA does to tables. No row changes. (A new column whose default has the table rewritten is not among it: Postgres documents
+/// that to older snapshots the table then looks empty, so an UPDATE of a REPEATABLE READ writer changes nothing. See
+/// `who_waits_for_a_rewritten_table_sees_its_rows`.)
 async fn maintain(session: &Session, turn: usize) {
     let table = ["extensions", "extension_versions", "extension_instances"][turn % 3];
     let statements = [
         format!("vacuum full {table}"),
-        format!("alter table {table} add column note double precision default random()"),
+        format!("alter table {table} add column note double precision"),
         format!("cluster {table} using {table}_pkey"),
         format!("alter table {table} drop column note"),
         format!("analyze {table}"),
