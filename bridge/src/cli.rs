@@ -15,6 +15,9 @@ const AFTER: &str = "\
 Every flag has an environment variable EXT_BRIDGE_<FLAG> and a key in the settings file; a flag counts before the
 environment, that before the file, that before the default. Lengths of time are written 250ms, 30s, 5m, 24h.
 
+With source auto the bridge keeps an image of the registry, in memory and in a file: while Postgres does not answer, the
+image decides, and what calls came to meanwhile is handed over when it answers again.
+
 Exit codes:
   0   success
   1   a call was refused or failed, or a check failed
@@ -49,7 +52,7 @@ enum Command {
     Invoke(request::InvokeArgs),
     /// Send a message through a policy's pipeline and print the reply as JSON
     Route(request::RouteArgs),
-    /// Test NATS, Postgres, the extension and its rights, and who listens; one line each
+    /// Test NATS, Postgres, the extension and its rights, the image kept of it, and who listens; one line each
     Check,
     /// Work with a folder of fixtures
     #[command(subcommand)]

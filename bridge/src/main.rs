@@ -1,7 +1,8 @@
 //! `ext-bridge`: NATS on one side, the SQL functions of `ext_registry` on the other.
 //!
 //! While Postgres answers the bridge decides nothing itself: it asks, sends, waits, retries, reports. [`machine`] is that
-//! logic without connections; [`serve`] gives it NATS ([`transport`]) and Postgres ([`pg`], [`batch`]).
+//! logic without connections; [`serve`] gives it NATS ([`transport`]) and Postgres ([`pg`], [`batch`]), and the last known
+//! good [`image`] of the registry for when Postgres does not answer.
 #![forbid(unsafe_code)]
 
 mod batch;
@@ -10,6 +11,7 @@ mod commands;
 mod config;
 mod exit;
 mod fixtures;
+mod image;
 mod machine;
 mod metrics;
 mod pg;

@@ -63,8 +63,12 @@ pub struct Metrics {
     pub reports_pending: IntGaugeVec,
     /// Outcomes that could not be kept.
     pub reports_lost: IntCounter,
-    /// 1 for the source that decides.
+    /// Event loops by the source that decides for them.
     pub source: IntGaugeVec,
+    /// Age of the last known good image, in seconds; absent without one.
+    pub image_age: GaugeVec,
+    /// Decisions that a source other than Postgres made in its place.
+    pub fallbacks: IntCounterVec,
     /// Reconnections.
     pub reconnects: IntCounterVec,
     /// Whether NATS is connected.
@@ -239,7 +243,21 @@ impl Metrics {
                 "ext_bridge_reports_lost_total",
                 "Outcomes given up because too many were waiting",
             ),
-            source: b.gauges("ext_bridge_source", "1 for the source that decides", &["source"]),
+            source: b.gauges(
+                "ext_bridge_source",
+                "Event loops by the source that decides for them now",
+                &["source"],
+            ),
+            image_age: b.floats(
+                "ext_bridge_image_age_seconds",
+                "Time since Postgres last confirmed the kept image of the registry; absent without one",
+                &[],
+            ),
+            fallbacks: b.counters(
+                "ext_bridge_fallback_decisions_total",
+                "Decisions made in the place of Postgres, by the source that made them",
+                &["source"],
+            ),
             reconnects: b.counters("ext_bridge_reconnects_total", "Reconnections", &["to"]),
             nats_connected: b.gauge("ext_bridge_nats_connected", "Connections to NATS that stand"),
             postgres_connected: b.gauge("ext_bridge_postgres_connected", "Connections to Postgres that stand"),

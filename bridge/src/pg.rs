@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 pub enum Role {
     /// `ext_select_many`.
     Decide,
-    /// `ext_report_many`.
+    /// `ext_report_many` and `ext_report_merge`.
     Report,
     /// Policies, previews and facts.
     Side,
@@ -48,6 +48,8 @@ pub struct Conn {
     pub preview: Option<Statement>,
     /// Of [`Role::Side`]: facts.
     pub facts: Option<Statement>,
+    /// Of [`Role::Report`]: `ext_report_merge`, where the extension has it.
+    pub merge: Option<Statement>,
     broken: Notify,
 }
 
@@ -138,7 +140,13 @@ async fn open(config: &Config, role: Role) -> Result<(Conn, tokio::task::JoinHan
         Role::Side => include_str!("queries/policies.sql"),
     };
     let main = client.prepare(&in_schema(main, &schema)).await?;
-    let (mut preview, mut facts) = (None, None);
+    let (mut preview, mut facts, mut merge) = (None, None, None);
+    if role == Role::Report {
+        merge = client
+            .prepare(&in_schema(include_str!("queries/merge.sql"), &schema))
+            .await
+            .ok();
+    }
     if role == Role::Side {
         let ways = [
             include_str!("queries/preview.sql"),
@@ -162,6 +170,7 @@ async fn open(config: &Config, role: Role) -> Result<(Conn, tokio::task::JoinHan
             main,
             preview,
             facts,
+            merge,
             broken: Notify::new(),
         },
         driver,

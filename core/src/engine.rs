@@ -1,6 +1,6 @@
 //! A registry without a database: the same decision over documents and state on the heap.
 //!
-//! The bridge decides with it when its source is `fixtures`. One thread owns it; tickets, breakers, turns and statistics work as in Postgres,
+//! The bridge decides with it where Postgres does not. One thread owns it; tickets, breakers, turns and statistics work as in Postgres,
 //! but are this process's own.
 
 use std::cell::{Cell, RefCell};
@@ -159,16 +159,34 @@ impl Engine {
             ejections: RefCell::default(),
         };
         for document in documents {
-            if engine.extensions.contains_key(document.id.as_str()) {
-                return Err(DocumentError::new(
-                    "id",
-                    format!("extension \"{}\" is there twice", document.id),
-                    "Keep one document for each id.",
-                ));
-            }
-            engine.register(Compiled::new(row(document)?));
+            engine.add(document)?;
         }
         Ok(engine)
+    }
+
+    /// Registers one more document.
+    pub fn add(&mut self, document: &ExtensionDocument) -> Result<(), DocumentError> {
+        if self.extensions.contains_key(document.id.as_str()) {
+            return Err(DocumentError::new(
+                "id",
+                format!("extension \"{}\" is there twice", document.id),
+                "Keep one document for each id.",
+            ));
+        }
+        self.register(Compiled::new(row(document)?));
+        Ok(())
+    }
+
+    /// Takes over that a version's breaker is open elsewhere until then, before the extension's first call here.
+    pub fn hold_open(&self, id: &str, version: &str, until_us: u64, now_us: u64) {
+        let Some(registered) = self.extensions.get(id) else {
+            return;
+        };
+        let names = &registered.compiled.targets;
+        if let Some(place) = names.iter().position(|name| **name == *version) {
+            let live = registered.live(&self.targets, &self.ejections);
+            live.versions[place].breaker.restore_open(until_us, now_us);
+        }
     }
 
     fn register(&mut self, compiled: Compiled) {

@@ -40,6 +40,11 @@ const WRITING: u64 = 1;
 const BUSY: u64 = 2;
 const LAPSED: u64 = 3;
 
+/// The boot number in a ticket: tickets with different ones are from different lives of the memory behind them.
+pub const fn boot_of(ticket: u64) -> u64 {
+    ticket >> (GENERATION_BITS + INDEX_BITS)
+}
+
 /// What an entry knows of its call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
@@ -193,7 +198,7 @@ impl<'a> Table<'a> {
 
     /// Gives a ticket back. `None` if there is nothing behind it.
     pub fn take(&self, ticket: u64) -> Option<Taken> {
-        if ticket >> (GENERATION_BITS + INDEX_BITS) != self.boot {
+        if boot_of(ticket) != self.boot {
             return None;
         }
         let entry = self.entries.get((ticket & (MAX_ENTRIES as u64 - 1)) as usize)?;

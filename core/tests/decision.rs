@@ -437,3 +437,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_breaker_that_is_open_elsewhere_stays_open_and_is_probed_in_time() {
+    let mut e = engine(&[]);
+    let document = ExtensionDocument::parse(&extension(
+        json!([version("v2", json!({"tenant_id": "t2"}))]),
+        json!([]),
+    ))
+    .unwrap();
+    e.add(&document).unwrap();
+    assert!(e.add(&document).is_err(), "twice");
+    e.hold_open("normalize_text", "v1", NOW + 10 * SECOND, NOW);
+    e.hold_open("normalize_text", "unknown", NOW + 10 * SECOND, NOW);
+    let refused = select(&mut e, tenant("t1"));
+    assert_eq!(refused.reason, Reason::ExtensionCircuitOpen);
+    assert_eq!(refused.retry_after_ms, Some(10_000));
+    assert_eq!(serves(&mut e, tenant("t2")), "v2");
+    let later = e.select("normalize_text", &facts(tenant("t1")), &[], NOW + 11 * SECOND);
+    assert!(later.allowed, "a probe: {later:?}");
+}

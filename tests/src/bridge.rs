@@ -42,23 +42,47 @@ impl Bridge {
         Self::serve(command, flags)
     }
 
-    fn serve(mut command: Command, flags: &[&str]) -> Self {
+    /// `ext-bridge serve` with source `auto` and no fixtures; returns when it is ready. Its image is where `flags` say, else
+    /// gone with it.
+    pub fn start_auto(nats: &Nats, cluster: &Postgres, database: &str, flags: &[&str]) -> Self {
+        let bridge = Self::launch_auto(nats, cluster, database, flags);
+        bridge.await_ready()
+    }
+
+    /// The same, but returns at once: it may not become ready.
+    pub fn launch_auto(nats: &Nats, cluster: &Postgres, database: &str, flags: &[&str]) -> Self {
+        let mut command = command_on(nats, cluster, database);
+        command.env("EXTENSION_REGISTRY_SOURCE", "auto");
+        Self::launch(command, flags)
+    }
+
+    fn serve(command: Command, flags: &[&str]) -> Self {
+        Self::launch(command, flags).await_ready()
+    }
+
+    fn await_ready(mut self) -> Self {
+        let http = self.http;
+        self.server.await_ready(DEADLINE, |_| {
+            http::get(http, "/readyz").is_ok_and(|(status, _)| status == 200)
+        });
+        self
+    }
+
+    fn launch(mut command: Command, flags: &[&str]) -> Self {
         let directory = Directory::new("bridge-", None);
+        command.env("STATE_DIRECTORY", directory.path());
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (http, grpc) = (local(ports::free()), local(ports::free()));
         command
             .arg("serve")
             .args(["--http-addr", &http.to_string(), "--grpc-addr", &grpc.to_string()])
             .args(flags);
-        let mut server = Server::start(
+        let server = Server::start(
             "ext-bridge",
             &mut command,
             &directory.path().join("log"),
             Signal::SIGKILL,
         );
-        server.await_ready(DEADLINE, |_| {
-            http::get(http, "/readyz").is_ok_and(|(status, _)| status == 200)
-        });
         Self {
             server,
             http,
@@ -80,6 +104,14 @@ impl Bridge {
     /// Status of `/readyz`; 0 when nobody listens.
     pub fn readiness(&self) -> u16 {
         http::get(self.http, "/readyz").map_or(0, |(status, _)| status)
+    }
+
+    /// The body of `/readyz`; null when nobody listens.
+    pub fn readyz(&self) -> serde_json::Value {
+        let Ok((_, body)) = http::get(self.http, "/readyz") else {
+            return serde_json::Value::Null;
+        };
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}"))
     }
 
     /// The text of `/metrics`.
@@ -118,9 +150,14 @@ impl Bridge {
 
 /// Runs `ext-bridge` with `arguments` against `nats` and a database, to its end.
 pub fn run(nats: &Nats, database: &Database<'_>, arguments: &[&str], stdin: &str) -> Output {
+    run_on(nats, database.cluster(), database.name(), arguments, stdin)
+}
+
+/// The same for a database by name.
+pub fn run_on(nats: &Nats, cluster: &Postgres, database: &str, arguments: &[&str], stdin: &str) -> Output {
     use std::io::Write as _;
 
-    let mut child = command_on(nats, database.cluster(), database.name())
+    let mut child = command_on(nats, cluster, database)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

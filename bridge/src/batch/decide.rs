@@ -24,6 +24,7 @@ pub struct Answered {
     conn: Arc<Conn>,
     alone: bool,
     preview: bool,
+    number: u64,
 }
 
 type Pending = Pin<Box<dyn Future<Output = Answered>>>;
@@ -32,6 +33,9 @@ type Pending = Pin<Box<dyn Future<Output = Answered>>>;
 #[derive(Default)]
 pub struct Decider {
     pending: FuturesUnordered<Pending>,
+    /// Of each batch under way its number, its connection, and when it left, in microseconds.
+    sent: Vec<(u64, u64, u64)>,
+    numbers: u64,
 }
 
 impl Decider {
@@ -40,8 +44,17 @@ impl Decider {
         self.pending.len()
     }
 
+    /// Since when the oldest unanswered batch of a connection has been waiting, in microseconds.
+    pub fn unanswered_since(&self, conn: u64) -> Option<u64> {
+        let waiting = self.sent.iter().filter(|(_, on, _)| *on == conn);
+        waiting.map(|(_, _, since)| *since).min()
+    }
+
     /// Asks. `alone` says that these questions had been in a batch that was refused.
-    pub fn ask(&self, conn: Arc<Conn>, questions: Vec<Question>, preview: bool, alone: bool) {
+    pub fn ask(&mut self, conn: Arc<Conn>, questions: Vec<Question>, preview: bool, alone: bool, now: u64) {
+        self.numbers += 1;
+        let number = self.numbers;
+        self.sent.push((number, conn.id, now));
         self.pending.push(Box::pin(async move {
             let rows = match statement(&conn, preview) {
                 Some(statement) => query(&conn, statement, &questions, preview).await,
@@ -53,6 +66,7 @@ impl Decider {
                 conn,
                 alone,
                 preview,
+                number,
             }
         }));
     }
@@ -64,8 +78,9 @@ impl Decider {
 
     /// Turns an answer into decisions; questions to ask again are given back.
     pub fn settle(
-        &self,
+        &mut self,
         answered: Answered,
+        now: u64,
         mut tell: impl FnMut(&Question, Result<Decision, Undecided>),
     ) -> Vec<Question> {
         let Answered {
@@ -74,7 +89,9 @@ impl Decider {
             conn,
             alone,
             preview,
+            number,
         } = answered;
+        self.sent.retain(|(sent, _, _)| *sent != number);
         match rows {
             Ok(rows) => {
                 let mut told = vec![false; questions.len()];
@@ -104,7 +121,7 @@ impl Decider {
                 Fault::Connection => questions,
                 Fault::Data if !alone && questions.len() > 1 => {
                     for question in questions {
-                        self.ask(Arc::clone(&conn), vec![question], preview, true);
+                        self.ask(Arc::clone(&conn), vec![question], preview, true, now);
                     }
                     Vec::new()
                 }

@@ -2,6 +2,7 @@
 //! for a batch to fill.
 
 pub mod decide;
+pub mod gather;
 pub mod report;
 pub mod side;
 

@@ -2,13 +2,20 @@
 //!
 //! Promise: every outcome is applied once. A batch carries this reporter's name and a sequence number; Postgres applies a
 //! number once. Batches are kept until Postgres says that they are on disk, and sent again, in order, on a new connection.
+//!
+//! A restart makes Postgres forget tickets. The tickets of a batch are all from one life of its memory, so a batch is forgotten
+//! as a whole: nothing of it is applied. (Single tickets can also give way where Postgres's table of calls is full; which ones
+//! it does not say.) What was forgotten is given back by [`Reporter::take_forgotten`]. Where nothing is applied of a batch that
+//! had been sent before, it may have been applied then; the life in which the next decision was made tells.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use ext_registry_core::tickets::boot_of;
 use futures_util::Stream;
 use futures_util::stream::FuturesUnordered;
 
@@ -17,22 +24,67 @@ use crate::machine::Report;
 use crate::metrics::Metrics;
 use crate::pg::{Conn, Fault, describe, fault};
 
+/// The number of a batch without outcomes, which only asks what is on disk.
+const QUESTION: i64 = 0;
+/// It is asked this often at most, in microseconds.
+const PAUSE_US: u64 = 1_000_000;
 /// Most outcomes that are kept while Postgres is away.
 const MOST_KEPT: usize = 1_000_000;
 
+/// Outcomes that go together.
+#[derive(Clone)]
+pub struct Outcomes {
+    /// Their tickets are from one life of Postgres's memory.
+    pub reports: Rc<Vec<Report>>,
+    /// When they came, in minutes since 1970.
+    pub minute: u64,
+}
+
+impl Outcomes {
+    fn boot(&self) -> u64 {
+        self.reports
+            .first()
+            .map_or(0, |report| boot_of(report.ticket.cast_unsigned()))
+    }
+
+    fn len(&self) -> usize {
+        self.reports.len()
+    }
+}
+
 struct Batch {
     seq: i64,
-    reports: Arc<Vec<Report>>,
-    /// On which connection it was last sent.
+    outcomes: Outcomes,
+    /// On which connection it was last sent, and when, in microseconds.
     sent_on: u64,
+    sent_us: u64,
+    /// It may have been applied without an answer.
+    again: bool,
     applied: bool,
+    /// Nothing of it was applied when it was sent again.
+    doubtful: bool,
     alone: bool,
+}
+
+impl Batch {
+    /// Whether it must be sent on this connection; notes that it is.
+    fn leaves(&mut self, conn: u64, now: u64) -> bool {
+        if self.sent_on == conn {
+            return false;
+        }
+        self.again |= self.sent_on != 0;
+        self.applied = false;
+        self.sent_on = conn;
+        self.sent_us = now;
+        true
+    }
 }
 
 struct Answered {
     seq: i64,
     conn: Arc<Conn>,
-    result: Result<i64, tokio_postgres::Error>,
+    /// How many were applied, and the last number on disk.
+    result: Result<(i32, i64), tokio_postgres::Error>,
 }
 
 type Pending = Pin<Box<dyn Future<Output = Answered>>>;
@@ -44,6 +96,11 @@ pub struct Reporter {
     kept: VecDeque<Batch>,
     outcomes: usize,
     pending: FuturesUnordered<Pending>,
+    /// The life in which the last decision was made.
+    boot: u64,
+    doubts: bool,
+    asked_us: u64,
+    forgotten: Vec<Outcomes>,
     metrics: Arc<Metrics>,
 }
 
@@ -56,6 +113,10 @@ impl Reporter {
             kept: VecDeque::new(),
             outcomes: 0,
             pending: FuturesUnordered::new(),
+            boot: 0,
+            doubts: false,
+            asked_us: 0,
+            forgotten: Vec::new(),
             metrics,
         }
     }
@@ -76,44 +137,96 @@ impl Reporter {
     }
 
     /// Takes outcomes over; they leave with the next [`Reporter::send`].
-    pub fn add(&mut self, reports: Vec<Report>) {
+    pub fn add(&mut self, mut reports: Vec<Report>, minute: u64) {
         self.metrics
             .batch_size
             .with_label_values(&["report"])
             .observe(reports.len() as f64);
-        self.keep(Arc::new(reports), false);
+        while let Some(first) = reports.first() {
+            let boot = boot_of(first.ticket.cast_unsigned());
+            let other = |report: &Report| boot_of(report.ticket.cast_unsigned()) != boot;
+            let rest = match reports.iter().position(other) {
+                Some(place) => reports.split_off(place),
+                None => Vec::new(),
+            };
+            let outcomes = Outcomes {
+                reports: Rc::new(reports),
+                minute,
+            };
+            self.keep(outcomes, false, false);
+            reports = rest;
+        }
     }
 
-    fn keep(&mut self, reports: Arc<Vec<Report>>, alone: bool) {
-        self.outcomes += reports.len();
+    fn keep(&mut self, outcomes: Outcomes, alone: bool, again: bool) {
+        self.outcomes += outcomes.len();
         self.kept.push_back(Batch {
             seq: self.next_seq,
-            reports,
+            outcomes,
             sent_on: 0,
+            sent_us: 0,
+            again,
             applied: false,
+            doubtful: false,
             alone,
         });
         self.next_seq += 1;
         while self.outcomes > MOST_KEPT {
             let Some(oldest) = self.kept.pop_front() else { break };
-            self.outcomes -= oldest.reports.len();
+            self.outcomes -= oldest.outcomes.len();
             if !oldest.applied {
-                self.metrics.reports_lost.inc_by(oldest.reports.len() as u64);
+                self.metrics.reports_lost.inc_by(oldest.outcomes.len() as u64);
             }
         }
     }
 
+    /// A decision was made, and gave this ticket.
+    pub fn decided(&mut self, ticket: i64) {
+        let boot = boot_of(ticket.cast_unsigned());
+        if ticket == 0 || (boot == self.boot && !self.doubts) {
+            return;
+        }
+        self.boot = boot;
+        self.doubts = false;
+        let mut place = 0;
+        while place < self.kept.len() {
+            if self.kept[place].doubtful && self.kept[place].outcomes.boot() != boot {
+                self.forget(place);
+            } else {
+                self.kept[place].doubtful = false;
+                place += 1;
+            }
+        }
+    }
+
+    fn forget(&mut self, place: usize) {
+        if let Some(batch) = self.kept.remove(place) {
+            self.outcomes -= batch.outcomes.len();
+            self.forgotten.push(batch.outcomes);
+        }
+    }
+
+    /// Takes what Postgres no longer had a ticket for.
+    pub fn take_forgotten(&mut self) -> Vec<Outcomes> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    /// Since when the oldest unanswered batch of a connection has been waiting, in microseconds.
+    pub fn unanswered_since(&self, conn: u64) -> Option<u64> {
+        let waiting = self.kept.iter().filter(|batch| batch.sent_on == conn && !batch.applied);
+        waiting.map(|batch| batch.sent_us).min()
+    }
+
     /// Sends what has not been sent on this connection, in order, as far as there is room.
-    pub fn send(&mut self, conn: &Arc<Conn>) {
+    pub fn send(&mut self, conn: &Arc<Conn>, now: u64) {
         for batch in &mut self.kept {
             if self.pending.len() >= UNDER_WAY {
                 return;
             }
-            if batch.sent_on != conn.id {
-                batch.sent_on = conn.id;
+            if batch.leaves(conn.id, now) {
                 let (seq, reports, name, conn) = (
                     batch.seq,
-                    Arc::clone(&batch.reports),
+                    Rc::clone(&batch.outcomes.reports),
                     self.name.clone(),
                     Arc::clone(conn),
                 );
@@ -122,6 +235,15 @@ impl Reporter {
                     Answered { seq, conn, result }
                 }));
             }
+        }
+        // With nothing more to send nothing would be heard of the last ones.
+        if self.pending.is_empty() && !self.kept.is_empty() && now >= self.asked_us + PAUSE_US {
+            self.asked_us = now;
+            let (seq, name, conn) = (QUESTION, self.name.clone(), Arc::clone(conn));
+            self.pending.push(Box::pin(async move {
+                let result = query(&conn, &[], &name, seq).await;
+                Answered { seq, conn, result }
+            }));
         }
     }
 
@@ -135,21 +257,43 @@ impl Reporter {
         any
     }
 
+    /// Postgres has taken a batch: so many of it were applied now, and this number is the last on disk.
+    fn answered(&mut self, position: usize, applied: i32, flushed: i64) {
+        let batch = &mut self.kept[position];
+        batch.applied = true;
+        if applied == 0 && batch.seq > flushed {
+            if !batch.again || (self.boot != 0 && self.boot != batch.outcomes.boot()) {
+                self.forget(position);
+            } else {
+                batch.doubtful = true;
+                self.doubts = true;
+            }
+        }
+        self.drop_flushed(flushed);
+    }
+
+    fn drop_flushed(&mut self, flushed: i64) {
+        while let Some(batch) = self.kept.front() {
+            if !batch.applied || batch.doubtful || batch.seq > flushed {
+                break;
+            }
+            self.outcomes -= batch.outcomes.len();
+            self.kept.pop_front();
+        }
+    }
+
     fn settle(&mut self, answered: Answered) {
+        if answered.seq == QUESTION {
+            if let Ok((_, flushed)) = answered.result {
+                self.drop_flushed(flushed);
+            }
+            return;
+        }
         let Some(position) = self.kept.iter().position(|batch| batch.seq == answered.seq) else {
             return;
         };
         match answered.result {
-            Ok(flushed) => {
-                self.kept[position].applied = true;
-                while let Some(batch) = self.kept.front() {
-                    if !batch.applied || batch.seq > flushed {
-                        break;
-                    }
-                    self.outcomes -= batch.reports.len();
-                    self.kept.pop_front();
-                }
-            }
+            Ok((applied, flushed)) => self.answered(position, applied, flushed),
             Err(error) => {
                 self.metrics.batch_failures.with_label_values(&["report"]).inc();
                 let fault = fault(&error);
@@ -160,20 +304,24 @@ impl Reporter {
                 let Some(batch) = self.kept.remove(position) else {
                     return;
                 };
-                self.outcomes -= batch.reports.len();
+                self.outcomes -= batch.outcomes.len();
                 match fault {
                     Fault::Data if batch.alone => {
                         tracing::error!(error = describe(&error), "an outcome is refused");
                         self.metrics.reports_lost.inc();
                     }
                     Fault::Data => {
-                        for report in batch.reports.iter() {
-                            self.keep(Arc::new(vec![*report]), true);
+                        for report in batch.outcomes.reports.iter() {
+                            let alone = Outcomes {
+                                reports: Rc::new(vec![report.clone()]),
+                                minute: batch.outcomes.minute,
+                            };
+                            self.keep(alone, true, batch.again);
                         }
                     }
                     _ => {
                         tracing::warn!(error = describe(&error), "a batch of reports failed");
-                        self.keep(batch.reports, batch.alone);
+                        self.keep(batch.outcomes, batch.alone, true);
                         answered.conn.reset();
                     }
                 }
@@ -182,7 +330,7 @@ impl Reporter {
     }
 }
 
-async fn query(conn: &Conn, reports: &[Report], name: &str, seq: i64) -> Result<i64, tokio_postgres::Error> {
+async fn query(conn: &Conn, reports: &[Report], name: &str, seq: i64) -> Result<(i32, i64), tokio_postgres::Error> {
     let tickets: Vec<i64> = reports.iter().map(|r| r.ticket).collect();
     let outcomes: Vec<&str> = reports.iter().map(|r| r.outcome.as_str()).collect();
     let latencies: Vec<f64> = reports.iter().map(|r| r.latency_us as f64 / 1000.0).collect();
@@ -191,5 +339,121 @@ async fn query(conn: &Conn, reports: &[Report], name: &str, seq: i64) -> Result<
         .client
         .query_one(&conn.main, &[&tickets, &outcomes, &latencies, &retries, &name, &seq])
         .await?;
-    Ok(row.try_get::<_, Option<i64>>(1)?.unwrap_or(0))
+    Ok((
+        row.try_get::<_, Option<i32>>(0)?.unwrap_or(0),
+        row.try_get::<_, Option<i64>>(1)?.unwrap_or(0),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use ext_registry_core::outcome::Outcome;
+
+    use super::*;
+    use crate::machine::Target;
+
+    /// A ticket of a life of Postgres's memory.
+    fn ticket(boot: i64, n: i64) -> i64 {
+        boot << 48 | n
+    }
+
+    fn report(ticket: i64) -> Report {
+        Report {
+            ticket,
+            outcome: Outcome::Success,
+            latency_us: 1,
+            retries: 0,
+            local: false,
+            target: Target {
+                extension_id: Rc::from("x"),
+                version: Rc::from("v1"),
+                instance_id: None,
+            },
+        }
+    }
+
+    fn reporter(tickets: &[i64]) -> Reporter {
+        let mut reporter = Reporter::new(Metrics::new(false));
+        reporter.decided(ticket(1, 1));
+        reporter.add(tickets.iter().copied().map(report).collect(), 9);
+        reporter
+    }
+
+    fn send(reporter: &mut Reporter, conn: u64) {
+        for batch in &mut reporter.kept {
+            batch.leaves(conn, 0);
+        }
+    }
+
+    fn forgotten(reporter: &mut Reporter) -> Vec<i64> {
+        let outcomes = reporter.take_forgotten();
+        assert!(outcomes.iter().all(|outcomes| outcomes.minute == 9));
+        outcomes
+            .iter()
+            .flat_map(|outcomes| outcomes.reports.iter().map(|report| report.ticket))
+            .collect()
+    }
+
+    #[test]
+    fn a_batch_is_kept_until_it_is_on_disk() {
+        let mut reporter = reporter(&[ticket(1, 1), ticket(1, 2)]);
+        send(&mut reporter, 1);
+        reporter.answered(0, 2, 0);
+        assert!(reporter.all_applied());
+        assert_eq!(reporter.outcomes(), 2);
+        // The connection was lost, Postgres was not: a repetition.
+        send(&mut reporter, 2);
+        reporter.answered(0, 0, 1);
+        assert_eq!((reporter.outcomes(), forgotten(&mut reporter).len()), (0, 0));
+    }
+
+    #[test]
+    fn tickets_of_an_earlier_life_are_forgotten_as_a_whole() {
+        // Never sent before the restart.
+        let mut reporter = reporter(&[ticket(1, 1), ticket(1, 2), ticket(2, 3)]);
+        send(&mut reporter, 1);
+        reporter.answered(0, 0, 0);
+        reporter.answered(0, 1, 0);
+        assert_eq!(forgotten(&mut reporter), [ticket(1, 1), ticket(1, 2)]);
+        assert_eq!(reporter.outcomes(), 1);
+    }
+
+    #[test]
+    fn what_was_applied_and_lost_in_a_crash_is_forgotten_too() {
+        for known_at_once in [true, false] {
+            let mut reporter = reporter(&[ticket(1, 1)]);
+            send(&mut reporter, 1);
+            reporter.answered(0, 1, 0);
+            if known_at_once {
+                reporter.decided(ticket(2, 1));
+            }
+            send(&mut reporter, 2);
+            reporter.answered(0, 0, 0);
+            reporter.decided(ticket(2, 2));
+            assert_eq!(forgotten(&mut reporter), [ticket(1, 1)], "{known_at_once}");
+            assert_eq!(reporter.outcomes(), 0);
+        }
+    }
+
+    #[test]
+    fn a_repetition_that_is_not_on_disk_yet_is_none_lost() {
+        let mut reporter = reporter(&[ticket(1, 1)]);
+        send(&mut reporter, 1);
+        send(&mut reporter, 2);
+        reporter.answered(0, 0, 0);
+        reporter.decided(ticket(1, 2));
+        assert_eq!((forgotten(&mut reporter).len(), reporter.outcomes()), (0, 1));
+        assert!(!reporter.doubts);
+    }
+
+    #[test]
+    fn what_had_been_written_down_is_not_forgotten() {
+        let mut reporter = reporter(&[ticket(1, 1)]);
+        send(&mut reporter, 1);
+        reporter.decided(ticket(2, 1));
+        send(&mut reporter, 2);
+        // Postgres wrote it down and restarted before it answered.
+        reporter.answered(0, 0, 1);
+        assert_eq!((forgotten(&mut reporter).len(), reporter.outcomes()), (0, 0));
+    }
 }

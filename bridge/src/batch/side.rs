@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use ext_registry_core::policy::PolicyDocument;
 use futures_util::Stream;
 use futures_util::stream::FuturesUnordered;
 use tokio_postgres::Row;
@@ -32,11 +31,25 @@ type Pending = Pin<Box<dyn Future<Output = Answered>>>;
 #[derive(Default)]
 pub struct Side {
     pending: FuturesUnordered<Pending>,
+    unavailable: Vec<PolicyKey>,
+    /// When the oldest of the questions that are under way was asked, in microseconds.
+    since: Option<u64>,
 }
 
 impl Side {
+    /// Since when answers have been waited for, in microseconds.
+    pub fn unanswered_since(&self) -> Option<u64> {
+        self.since
+    }
+
+    /// Takes the policies that could not be read.
+    pub fn take_unavailable(&mut self) -> Vec<PolicyKey> {
+        std::mem::take(&mut self.unavailable)
+    }
+
     /// Asks for policies.
-    pub fn policies(&self, conn: Arc<Conn>, keys: Vec<PolicyKey>) {
+    pub fn policies(&mut self, conn: Arc<Conn>, keys: Vec<PolicyKey>, now: u64) {
+        self.since.get_or_insert(now);
         self.pending.push(Box::pin(async move {
             let tenants: Vec<&str> = keys.iter().map(|key| key.0.as_str()).collect();
             let ids: Vec<&str> = keys.iter().map(|key| key.1.as_str()).collect();
@@ -50,7 +63,8 @@ impl Side {
     }
 
     /// Asks for facts.
-    pub fn facts(&self, conn: Arc<Conn>, ids: &[Rc<str>]) {
+    pub fn facts(&mut self, conn: Arc<Conn>, ids: &[Rc<str>], now: u64) {
+        self.since.get_or_insert(now);
         let ids: Vec<String> = ids.iter().map(std::string::ToString::to_string).collect();
         self.pending.push(Box::pin(async move {
             let rows = match &conn.facts {
@@ -70,6 +84,7 @@ impl Side {
         let mut any = Poll::Pending;
         while let Poll::Ready(Some(answered)) = Pin::new(&mut self.pending).poll_next(cx) {
             any = Poll::Ready(());
+            self.since = if self.pending.is_empty() { None } else { Some(now) };
             if let Err(error) = &answered.rows {
                 tracing::warn!(error = describe(error), "policies or facts cannot be read");
                 if fault(error) == Fault::Stale {
@@ -79,7 +94,10 @@ impl Side {
             match answered.asked {
                 Asked::Policies(keys) => {
                     for key in keys {
-                        machine.on_policy(&key, &found(&key, answered.rows.as_deref().ok()), now);
+                        match answered.rows.as_deref() {
+                            Ok(rows) => machine.on_policy(&key, &found(&key, rows), now),
+                            Err(_) => self.unavailable.push(key),
+                        }
                     }
                 }
                 Asked::Facts => {
@@ -97,8 +115,7 @@ impl Side {
     }
 }
 
-fn found(key: &PolicyKey, rows: Option<&[Row]>) -> Found {
-    let Some(rows) = rows else { return Found::Unavailable };
+fn found(key: &PolicyKey, rows: &[Row]) -> Found {
     let matches = |row: &&Row| {
         row.try_get::<_, &str>(0).is_ok_and(|t| t == key.0) && row.try_get::<_, &str>(1).is_ok_and(|p| p == key.1)
     };
@@ -110,10 +127,7 @@ fn found(key: &PolicyKey, rows: Option<&[Row]>) -> Found {
     }
     let document = row.try_get::<_, RawJsonb>(3).map_err(|e| describe(&e));
     match document.and_then(|raw| serde_json::from_slice(&raw.0).map_err(|e| e.to_string())) {
-        Ok(json) => match PolicyDocument::parse(&json) {
-            Ok(policy) => Found::Policy(Rc::new(policy)),
-            Err(error) => Found::Broken(error.to_string()),
-        },
+        Ok(json) => Found::parsed(&json),
         Err(why) => Found::Broken(why),
     }
 }

@@ -4,11 +4,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use async_nats::{Client, RequestErrorKind};
+use ext_registry_core::fixture::ExtensionDocument;
 
-use crate::config::{Settings, Source};
+use crate::config::{Settings, Source, registry_name};
 use crate::exit::{Exit, Kind};
 use crate::fixtures::Fixtures;
+use crate::image::{self, Kept};
 use crate::pg::{self, describe, in_schema};
+use crate::serve::clock::now_ms;
 use crate::transport;
 
 struct Lines {
@@ -44,7 +47,11 @@ pub async fn run(settings: Settings) -> Result<ExitCode, Exit> {
             None
         }
     };
+    Lines::good("source", source(settings.source));
     let mut subjects: Vec<(String, String)> = Vec::new();
+    if settings.source == Source::Auto {
+        image(&settings);
+    }
     let mut from_database = settings.source != Source::Fixtures;
     if from_database {
         match database(&settings, &mut lines).await {
@@ -52,6 +59,10 @@ pub async fn run(settings: Settings) -> Result<ExitCode, Exit> {
             Err(why) if settings.source == Source::Auto => {
                 Lines::warn("postgres", &why);
                 from_database = false;
+                if let Some(kept) = usable_image(&settings) {
+                    subjects = subjects_of(kept.image.extensions());
+                    from_database = true;
+                }
             }
             Err(why) => lines.bad("postgres", &why),
         }
@@ -60,21 +71,7 @@ pub async fn run(settings: Settings) -> Result<ExitCode, Exit> {
         match Fixtures::read(&settings.fixtures) {
             Ok(fixtures) => {
                 Lines::good("fixtures", &format!("{} extensions", fixtures.extensions.len()));
-                for (_, document) in &fixtures.extensions {
-                    subjects.push((document.id.clone(), document.subject.clone()));
-                    subjects.extend(
-                        document
-                            .versions
-                            .iter()
-                            .map(|v| (document.id.clone(), v.subject.clone())),
-                    );
-                    subjects.extend(
-                        document
-                            .instances
-                            .iter()
-                            .map(|i| (document.id.clone(), i.subject.clone())),
-                    );
-                }
+                subjects = subjects_of(fixtures.extensions.iter().map(|(_, document)| document));
             }
             Err(error) => lines.bad("fixtures", &error.message),
         }
@@ -97,6 +94,54 @@ pub async fn run(settings: Settings) -> Result<ExitCode, Exit> {
     })
 }
 
+fn source(source: Source) -> &'static str {
+    match source {
+        Source::Database => "database: Postgres decides",
+        Source::Fixtures => "fixtures: the fixtures decide",
+        Source::Auto => "auto: Postgres decides; without it the image kept of it, else the fixtures",
+    }
+}
+
+/// The image on disk, if it is young enough to decide.
+fn usable_image(settings: &Settings) -> Option<Kept> {
+    let path = settings.image.as_deref()?;
+    let (kept, _) = image::read(path, &registry_name(&settings.database)).ok()?;
+    (u128::from(kept.age_ms(now_ms())) <= settings.image_max_age.as_millis()).then_some(kept)
+}
+
+/// Says what is known of the image on disk.
+fn image(settings: &Settings) {
+    let Some(path) = settings.image.as_deref() else {
+        Lines::warn("image", "there is no place to keep one; set --image");
+        return;
+    };
+    let shown = path.display();
+    match image::read(path, &registry_name(&settings.database)) {
+        Ok((kept, _)) => {
+            let (age_s, most_s) = (kept.age_ms(now_ms()) / 1000, settings.image_max_age.as_secs());
+            let count = kept.image.extensions().count();
+            if age_s > most_s {
+                Lines::warn("image", &format!("{shown}: {age_s} s old, too old to decide"));
+            } else {
+                Lines::good("image", &format!("{shown}: {count} extensions, {age_s} s old"));
+            }
+        }
+        Err(error) if error.is_missing() => Lines::warn("image", &format!("{shown}: none yet")),
+        Err(error) => Lines::warn("image", &format!("{shown}: {error}")),
+    }
+}
+
+fn subjects_of<'a>(documents: impl Iterator<Item = &'a ExtensionDocument>) -> Vec<(String, String)> {
+    let mut subjects = Vec::new();
+    for document in documents {
+        let versions = document.versions.iter().map(|version| &version.subject);
+        let instances = document.instances.iter().map(|instance| &instance.subject);
+        let all = std::iter::once(&document.subject).chain(versions).chain(instances);
+        subjects.extend(all.map(|subject| (document.id.clone(), subject.clone())));
+    }
+    subjects
+}
+
 async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String, String)>, String> {
     let (client, driver, schema, version) = pg::connect(&settings.database).await.map_err(|e| e.to_string())?;
     let server = client
@@ -109,8 +154,8 @@ async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String,
     let (number, user): (&str, &str) = (server.get(0), server.get(1));
     Lines::good("postgres", &format!("server {number}, as {user}"));
     Lines::good("extension", &format!("ext_registry {version} in schema {schema}"));
-    // Without the last three the bridge serves, and shows less.
-    let rights: [(&str, &str); 7] = [
+    // Without the last ones the bridge serves, and shows less, or has no image and no way to hand over what it gathered.
+    let rights: [(&str, &str); 10] = [
         ("ext_select_many", include_str!("../queries/decide.sql")),
         ("ext_report_many", include_str!("../queries/report.sql")),
         ("extension_policies", include_str!("../queries/policies.sql")),
@@ -118,6 +163,9 @@ async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String,
         ("ext_health_all", include_str!("../queries/health.sql")),
         ("extension_instances", include_str!("../queries/instances.sql")),
         ("extension_breaker_events", include_str!("../queries/openings.sql")),
+        ("ext_export", include_str!("../queries/export.sql")),
+        ("extension_version_health", include_str!("../queries/open_breakers.sql")),
+        ("ext_report_merge", include_str!("../queries/merge.sql")),
     ];
     for (place, (what, sql)) in rights.into_iter().enumerate() {
         let sql = in_schema(sql, &schema);

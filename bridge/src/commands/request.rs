@@ -12,8 +12,8 @@ use serde_json::{Map, Value as Json};
 use crate::config::{Settings, Source};
 use crate::exit::{Exit, Kind};
 use crate::metrics::Metrics;
-use crate::serve::event_loop::{EventLoop, LoopState};
-use crate::serve::local::Local;
+use crate::serve::event_loop::{EventLoop, LoopState, Sources};
+use crate::serve::keeper::Keeper;
 use crate::transport;
 
 #[derive(Debug, Args)]
@@ -183,21 +183,34 @@ async fn here(
 ) -> Result<async_nats::Message, Exit> {
     settings.prefix = format!("ext-bridge.{}", uuid::Uuid::new_v4().simple());
     settings.machine.decide_timeout_us = settings.machine.decide_timeout_us.max(5_000_000);
-    let local = if crate::serve::decide_source(&settings).await == Source::Fixtures {
-        Some(Local::open(&settings.fixtures, 1024)?)
-    } else {
-        let found = crate::pg::connect(&settings.database).await;
-        found
-            .map_err(|e| Exit::new(Kind::Postgres, format!("no bridge is running, and {e}")))?
-            .1
-            .abort();
-        None
+    let sources = match settings.source {
+        Source::Fixtures => Sources::fixtures(crate::serve::local::fixtures(&settings.fixtures)?),
+        Source::Database => {
+            let found = crate::pg::connect(&settings.database).await;
+            found
+                .map_err(|e| Exit::new(Kind::Postgres, format!("no bridge is running, and {e}")))?
+                .1
+                .abort();
+            Sources::database()
+        }
+        Source::Auto if crate::serve::postgres_answers(&settings).await => Sources::database(),
+        Source::Auto => {
+            let (_, kept) = Keeper::open(&settings);
+            let fixtures = crate::serve::local::fixtures(&settings.fixtures);
+            let image = kept.borrow().is_some();
+            Sources {
+                postgres: false,
+                expected: false,
+                kept: Some(kept),
+                fixtures: if image { None } else { Some(fixtures?) },
+            }
+        }
     };
     let (admin, _requests) = tokio::sync::mpsc::unbounded_channel();
     let (event_loop, handle) = EventLoop::start(
         &settings,
         0,
-        local,
+        sources,
         Metrics::new(false),
         Arc::new(LoopState::default()),
         admin,

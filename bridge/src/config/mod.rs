@@ -87,6 +87,10 @@ pub struct Settings {
     pub source: Source,
     /// The folder with `extensions/` and `policies/`.
     pub fixtures: PathBuf,
+    /// The file of the last known good image; `None` where there is no place for one.
+    pub image: Option<PathBuf>,
+    /// The age from which it no longer decides.
+    pub image_max_age: Duration,
     /// The first part of every subject.
     pub prefix: String,
     /// NATS.
@@ -228,10 +232,14 @@ impl Settings {
                 1e6,
             )? / loops as f64,
             policy_max_age_us: us(all.policy_max_age, 1000),
+            second_opinion: false,
         };
+        let database = database(&all)?;
         Ok(Self {
             source,
             fixtures: all.fixtures.clone().unwrap_or_else(|| PathBuf::from("fixtures")),
+            image: all.image.clone().or_else(|| default_image(&registry_name(&database))),
+            image_max_age: all.image_max_age.map_or(Duration::from_hours(24), |age| age.0),
             prefix,
             nats: NatsSettings {
                 url: all
@@ -247,7 +255,7 @@ impl Settings {
                 tls_cert: all.nats_tls_cert.clone(),
                 tls_key: all.nats_tls_key.clone(),
             },
-            database: database(&all)?,
+            database,
             http: address("http-addr", &all.http_addr, "127.0.0.1:9464")?,
             grpc: address("grpc-addr", &all.grpc_addr, "127.0.0.1:9000")?,
             api_key: all.api_key.clone().filter(|key| !key.is_empty()),
@@ -258,6 +266,36 @@ impl Settings {
             metrics_tenant_label: all.metrics_tenant_label.unwrap_or(false),
         })
     }
+}
+
+/// Names a registry: hosts, ports and database.
+pub fn registry_name(database: &tokio_postgres::Config) -> String {
+    use tokio_postgres::config::Host;
+    let hosts = database.get_hosts().iter().map(|host| match host {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(path) => path.display().to_string(),
+    });
+    let ports = database.get_ports().iter().map(u16::to_string);
+    format!(
+        "{}:{}/{}",
+        hosts.collect::<Vec<_>>().join(","),
+        ports.collect::<Vec<_>>().join(","),
+        database.get_dbname().unwrap_or_default()
+    )
+}
+
+/// Where the image of a registry is kept: one file for each, so that bridges of several do not disturb each other.
+fn default_image(registry: &str) -> Option<PathBuf> {
+    let folder = match (environment(&["STATE_DIRECTORY"]), environment(&["XDG_STATE_HOME"])) {
+        // systemd separates several by colons.
+        (Some(folders), _) => PathBuf::from(folders.split(':').next().unwrap_or_default()),
+        (None, Some(folder)) => PathBuf::from(folder).join("ext-bridge"),
+        (None, None) => PathBuf::from(environment(&["HOME"])?).join(".local/state/ext-bridge"),
+    };
+    Some(folder.join(format!(
+        "{:016x}.image",
+        xxhash_rust::xxh3::xxh3_64(registry.as_bytes())
+    )))
 }
 
 fn database(all: &Options) -> Result<tokio_postgres::Config, Exit> {

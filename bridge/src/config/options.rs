@@ -68,12 +68,18 @@ macro_rules! options {
 }
 
 options! {
-    /// Where decisions come from: database, fixtures or auto [default: auto]
+    /// Where decisions come from: database (Postgres only), fixtures (no Postgres), or auto (Postgres, in its absence the image kept of it, else the fixtures) [default: auto]
     #[arg(long, global = true, env = "EXT_BRIDGE_SOURCE", value_name = "SOURCE")]
     source: String,
     /// Folder with extensions/*.json and policies/<tenant>/<policy>.json [default: fixtures]
     #[arg(long, global = true, env = "EXT_BRIDGE_FIXTURES", value_name = "DIR")]
     fixtures: PathBuf,
+    /// File of the last known good image of the registry, for source auto [default: one for each database under $STATE_DIRECTORY, $XDG_STATE_HOME/ext-bridge or ~/.local/state/ext-bridge]
+    #[arg(long, global = true, env = "EXT_BRIDGE_IMAGE", value_name = "FILE")]
+    image: PathBuf,
+    /// Age from which the image no longer decides [default: 24h]
+    #[arg(long, global = true, env = "EXT_BRIDGE_IMAGE_MAX_AGE", value_name = "TIME")]
+    image_max_age: Span,
     /// First part of every subject [default: beamline.bridge.v1]
     #[arg(long, global = true, env = "EXT_BRIDGE_PREFIX", value_name = "SUBJECT")]
     prefix: String,
@@ -153,7 +159,7 @@ options! {
     /// Longest call where the caller sets no deadline [default: 30s]
     #[arg(long, global = true, env = "EXT_BRIDGE_MAX_CALL", value_name = "TIME", help_heading = "Serving")]
     max_call: Span,
-    /// Longest wait for a decision [default: 250ms]
+    /// Longest wait for a decision of Postgres; then the call fails, or, with source auto, the image decides [default: 250ms]
     #[arg(long, global = true, env = "EXT_BRIDGE_DECIDE_TIMEOUT", value_name = "TIME", help_heading = "Serving")]
     decide_timeout: Span,
     /// Longest wait for calls under way after SIGTERM [default: 30s]

@@ -19,7 +19,7 @@ use super::request::Ids;
 use super::slab::Token;
 use super::text::Digits;
 use super::wheel::Timer;
-use super::{Client, Decision, Due, Machine, Question, Report, Undecided};
+use super::{Client, Decision, Due, Machine, Question, Report, Target, Undecided};
 use crate::transport::Headers;
 
 /// Whom a call is for.
@@ -78,10 +78,10 @@ enum State {
 }
 
 /// What served, or would have.
-#[derive(Debug, Clone, Default)]
-struct Target {
+#[derive(Debug, Clone)]
+struct Served {
     kind: Option<Kind>,
-    version: String,
+    version: Rc<str>,
     instance_id: Option<Rc<str>>,
 }
 
@@ -95,7 +95,7 @@ pub struct Call {
     sent: u8,
     attempts: u8,
     avoid: Vec<Rc<str>>,
-    target: Target,
+    target: Served,
     failure: Option<Failure>,
     /// The report of a second or later attempt, kept until it is known whether it was the last.
     held: Option<Report>,
@@ -131,7 +131,7 @@ pub struct Finished {
     /// The extension.
     pub extension_id: Rc<str>,
     /// The version last tried; empty where none was.
-    pub version: String,
+    pub version: Rc<str>,
     /// The instance last tried.
     pub instance_id: Option<Rc<str>>,
     /// Attempts sent.
@@ -184,7 +184,7 @@ impl Machine {
             let failure = failure.with("extension_id", shown(&spec.extension_id));
             let finished = Finished {
                 extension_id: Rc::clone(&spec.extension_id),
-                version: String::new(),
+                version: Rc::default(),
                 instance_id: None,
                 sent: 0,
                 latency_us: 0,
@@ -208,7 +208,11 @@ impl Machine {
             sent: 0,
             attempts: 1,
             avoid: Vec::new(),
-            target: Target::default(),
+            target: Served {
+                kind: None,
+                version: Rc::default(),
+                instance_id: None,
+            },
             failure: None,
             held: None,
             latency_us: 0,
@@ -221,9 +225,9 @@ impl Machine {
         Some(token)
     }
 
-    fn ask_for(&mut self, token: Token) {
-        let Some(call) = self.calls.get(token) else { return };
-        let question = Question {
+    fn question(&self, token: Token) -> Option<Question> {
+        let call = self.calls.get(token)?;
+        Some(Question {
             token: AttemptToken {
                 call: token,
                 attempt: call.sent,
@@ -231,9 +235,14 @@ impl Machine {
             extension_id: Rc::clone(&call.spec.extension_id),
             context: call.spec.context.clone(),
             avoid: call.avoid.clone(),
-        };
-        let preview = call.spec.dry_run;
-        self.ask(question, preview);
+        })
+    }
+
+    fn ask_for(&mut self, token: Token) {
+        if let Some(question) = self.question(token) {
+            let preview = self.is_preview(&question);
+            self.ask(question, preview);
+        }
     }
 
     /// Whether a question's call still wants an answer.
@@ -251,17 +260,18 @@ impl Machine {
     }
 
     /// An answer to a question. A ticket that nobody waits for is given back.
-    pub fn on_decision(&mut self, token: AttemptToken, answer: Result<Decision, Undecided>, now: u64) {
+    pub fn on_decision(&mut self, question: &Question, answer: Result<Decision, Undecided>, now: u64) {
+        let (token, id) = (question.token, &question.extension_id);
         if !self.is_waiting(token) {
             if let Ok(decision) = answer {
-                self.give_back(&decision);
+                self.give_back(id, &decision);
             }
             return;
         }
         let Some(call) = self.calls.get(token.call) else { return };
         if now >= call.deadline_us {
             if let Ok(decision) = answer {
-                self.give_back(&decision);
+                self.give_back(id, &decision);
             }
             self.past_deadline(token.call, now);
             return;
@@ -271,7 +281,7 @@ impl Machine {
             Ok(decision) if call.spec.dry_run => {
                 let kind = decision.kind;
                 if let Some(call) = self.calls.get_mut(token.call) {
-                    call.target = target_of(&decision);
+                    call.target = served(&decision);
                 }
                 match self.wrong_kind(token.call, kind) {
                     Some(failure) => self.finish(token.call, Done::Failed(failure), now),
@@ -294,8 +304,8 @@ impl Machine {
         }
     }
 
-    fn give_back(&mut self, decision: &Decision) {
-        if decision.ticket != 0 {
+    fn give_back(&mut self, id: &Rc<str>, decision: &Decision) {
+        if decision.ticket != 0 || decision.local {
             self.metrics.refused("cancelled");
             self.report(Report {
                 ticket: decision.ticket,
@@ -303,6 +313,7 @@ impl Machine {
                 latency_us: 0,
                 retries: 0,
                 local: decision.local,
+                target: target(id, served(decision)),
             });
         }
     }
@@ -360,7 +371,7 @@ impl Machine {
         let Some(call) = self.calls.get_mut(token) else { return };
         let id = Rc::clone(&call.spec.extension_id);
         let first = call.target.kind.is_none();
-        call.target = target_of(decision);
+        call.target = served(decision);
         let timeout_us = u64::from(decision.timeout_ms.min(call.spec.timeout_ms.unwrap_or(u32::MAX))) * 1000;
         if first {
             let retries = call.spec.retry.unwrap_or(decision.retry).min(10);
@@ -373,7 +384,7 @@ impl Machine {
             }
         }
         let (Some(kind), Some(subject)) = (decision.kind, decision.subject.clone()) else {
-            self.give_back(decision);
+            self.give_back(&id, decision);
             self.undecided(
                 token,
                 Failure::new(Code::Internal, "the registry gave no type or subject"),
@@ -382,7 +393,7 @@ impl Machine {
             return;
         };
         if let Some(failure) = wrong {
-            self.give_back(decision);
+            self.give_back(&id, decision);
             self.undecided(token, failure, now);
             return;
         }
@@ -411,6 +422,12 @@ impl Machine {
         let id = &call.spec.extension_id;
         match call.state {
             State::Deciding if now >= call.deadline_us => self.past_deadline(token, now),
+            State::Deciding if self.settings.second_opinion => {
+                let by = (now + self.settings.decide_timeout_us).min(call.deadline_us);
+                let question = self.question(token);
+                self.overdue.extend(question);
+                self.set_timer(token, by);
+            }
             State::Deciding => {
                 let failure = Failure::new(Code::RegistryUnavailable, "the registry does not answer in time");
                 self.undecided(token, failure, now);
@@ -510,10 +527,18 @@ impl Machine {
     }
 }
 
-fn target_of(decision: &Decision) -> Target {
+fn target(id: &Rc<str>, served: Served) -> Target {
     Target {
+        extension_id: Rc::clone(id),
+        version: served.version,
+        instance_id: served.instance_id,
+    }
+}
+
+fn served(decision: &Decision) -> Served {
+    Served {
         kind: decision.kind,
-        version: decision.version.clone().unwrap_or_default(),
+        version: Rc::from(decision.version.as_deref().unwrap_or_default()),
         instance_id: decision.instance_id.as_deref().map(Rc::from),
     }
 }

@@ -36,7 +36,7 @@ use call::{Call, CallSpec, Finished, Parent};
 use codes::{Code, Failure};
 use limits::Limits;
 use mux::{AttemptToken, Inbox};
-use policies::Policies;
+use policies::{Policies, PolicyKey};
 use request::{Asked, Request};
 use route::Route;
 use slab::{Slab, Token};
@@ -57,6 +57,8 @@ pub struct MachineSettings {
     pub max_call_us: u64,
     /// The longest wait for a decision, in microseconds.
     pub decide_timeout_us: u64,
+    /// Whether somebody else is asked then; without, the call has failed.
+    pub second_opinion: bool,
     /// Retries as a share of calls.
     pub retry_share: f64,
     /// Retries per second that are always allowed.
@@ -118,8 +120,19 @@ pub enum Undecided {
     Internal(&'static str),
 }
 
+/// Who was called.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// The extension.
+    pub extension_id: Rc<str>,
+    /// The version; empty where the registry named none.
+    pub version: Rc<str>,
+    /// The instance, if there was one.
+    pub instance_id: Option<Rc<str>>,
+}
+
 /// The outcome of one attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// From the decision.
     pub ticket: i64,
@@ -131,6 +144,8 @@ pub struct Report {
     pub retries: u32,
     /// Whether the bridge decided itself.
     pub local: bool,
+    /// Who was called.
+    pub target: Target,
 }
 
 /// Who asked.
@@ -161,6 +176,24 @@ pub struct Facts {
     pub idempotent: bool,
     /// How instances are chosen.
     pub balancing: String,
+}
+
+/// Outcomes on their way to whoever decided.
+#[derive(Default)]
+struct Reports {
+    to_postgres: VecDeque<Report>,
+    local: Vec<Report>,
+}
+
+impl Reports {
+    /// Without a ticket Postgres has nothing to report to.
+    fn push(&mut self, report: Report) {
+        if report.local {
+            self.local.push(report);
+        } else if report.ticket != 0 {
+            self.to_postgres.push_back(report);
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,7 +233,9 @@ pub struct Machine {
     outbound: Vec<Outbound>,
     questions: VecDeque<Question>,
     previews: VecDeque<Question>,
-    reports: VecDeque<Report>,
+    overdue: Vec<Question>,
+    overdue_policies: Vec<PolicyKey>,
+    reports: Reports,
     due: Vec<Due>,
     /// Counts of invoke and route.
     pub stats: [EndpointStats; 2],
@@ -232,7 +267,9 @@ impl Machine {
             outbound: Vec::new(),
             questions: VecDeque::new(),
             previews: VecDeque::new(),
-            reports: VecDeque::new(),
+            overdue: Vec::new(),
+            overdue_policies: Vec::new(),
+            reports: Reports::default(),
             due: Vec::new(),
             stats: [EndpointStats::default(); 2],
         }
@@ -395,12 +432,28 @@ impl Machine {
         taken
     }
 
+    /// Takes the questions that have waited for too long, where somebody else is asked then.
+    pub fn take_overdue(&mut self) -> Vec<Question> {
+        let mut overdue = std::mem::take(&mut self.overdue);
+        overdue.retain(|question| self.is_waiting(question.token));
+        overdue
+    }
+
+    /// Takes the policies that have been waited for too long.
+    pub fn take_overdue_policies(&mut self) -> Vec<PolicyKey> {
+        std::mem::take(&mut self.overdue_policies)
+    }
+
+    /// Whether a question is for a call that only looks who would serve.
+    pub fn is_preview(&self, question: &Question) -> bool {
+        self.calls.get(question.token.call).is_some_and(call::Call::is_dry_run)
+    }
+
     /// Questions whose batch was lost with its connection are asked again, first.
     pub fn ask_again(&mut self, questions: Vec<Question>) {
         for question in questions.into_iter().rev() {
             if self.is_waiting(question.token) {
-                let preview = self.calls.get(question.token.call).is_some_and(call::Call::is_dry_run);
-                if preview {
+                if self.is_preview(&question) {
                     self.previews.push_front(question);
                 } else {
                     self.questions.push_front(question);
@@ -409,15 +462,20 @@ impl Machine {
         }
     }
 
-    /// Takes outcomes to report.
+    /// Takes outcomes to report to Postgres.
     pub fn take_reports(&mut self, most: usize) -> Vec<Report> {
-        let count = most.min(self.reports.len());
-        self.reports.drain(..count).collect()
+        let count = most.min(self.reports.to_postgres.len());
+        self.reports.to_postgres.drain(..count).collect()
+    }
+
+    /// Takes the outcomes of what the bridge decided itself.
+    pub fn take_local_reports(&mut self) -> Vec<Report> {
+        std::mem::take(&mut self.reports.local)
     }
 
     /// How many outcomes wait to be reported.
     pub fn reports_waiting(&self) -> usize {
-        self.reports.len()
+        self.reports.to_postgres.len() + self.reports.local.len()
     }
 
     /// Takes the ids of extensions whose facts are wanted.
@@ -440,9 +498,7 @@ impl Machine {
     }
 
     pub(crate) fn report(&mut self, report: Report) {
-        if report.ticket != 0 {
-            self.reports.push_back(report);
-        }
+        self.reports.push(report);
     }
 
     pub(crate) fn send(&mut self, message: Outbound) {

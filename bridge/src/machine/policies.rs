@@ -23,6 +23,16 @@ pub enum Found {
     Unavailable,
 }
 
+impl Found {
+    /// What a document says.
+    pub fn parsed(document: &serde_json::Value) -> Self {
+        match PolicyDocument::parse(document) {
+            Ok(policy) => Self::Policy(Rc::new(policy)),
+            Err(error) => Self::Broken(error.to_string()),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Entry {
     policy: Option<Rc<PolicyDocument>>,

@@ -57,7 +57,7 @@ pub fn detailed(mut failure: Failure, finished: &Finished) -> Failure {
     failure = failure.with("extension_id", shown(&finished.extension_id));
     if finished.sent > 0 {
         failure = failure
-            .with("version", finished.version.as_str())
+            .with("version", &*finished.version)
             .with("attempts", finished.sent);
         if let Some(instance) = &finished.instance_id {
             failure = failure.with("instance_id", &**instance);

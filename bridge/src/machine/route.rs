@@ -155,8 +155,17 @@ impl Machine {
 
     /// A pipeline's timer.
     pub(crate) fn route_due(&mut self, token: Token, now: u64) {
-        let Some(route) = self.routes.get(token) else { return };
-        let failure = if route.stage == Stage::Policy && now < route.deadline_us {
+        let Some(route) = self.routes.get_mut(token) else {
+            return;
+        };
+        let early = route.stage == Stage::Policy && now < route.deadline_us;
+        if early && self.settings.second_opinion {
+            let by = (now + self.settings.decide_timeout_us).min(route.deadline_us);
+            route.timer = self.wheel.set(by, Due::Route(token));
+            self.overdue_policies.push(route.key.clone());
+            return;
+        }
+        let failure = if early {
             self.metrics.refused("registry_unavailable");
             Failure::new(Code::RegistryUnavailable, "the registry does not answer in time")
         } else {
@@ -635,7 +644,7 @@ fn entry_of(kind: Kind, finished: &Finished) -> Json {
     let (version, instance) = match &finished.done {
         Done::Preview(decision) => (decision.version.clone(), decision.instance_id.clone()),
         _ => (
-            (!finished.version.is_empty()).then(|| finished.version.clone()),
+            (!finished.version.is_empty()).then(|| finished.version.to_string()),
             finished.instance_id.as_deref().map(str::to_owned),
         ),
     };

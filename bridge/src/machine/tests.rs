@@ -26,6 +26,7 @@ fn settings() -> MachineSettings {
         max_bytes: 1 << 20,
         max_call_us: 30_000 * MS,
         decide_timeout_us: 250 * MS,
+        second_opinion: false,
         retry_share: 0.2,
         retry_per_second: 100.0,
         policy_max_age_us: 1000 * MS,
@@ -108,7 +109,7 @@ impl World {
             self.tickets += 1;
             decision.ticket = self.tickets;
         }
-        self.machine.on_decision(question.token, Ok(decision), self.now);
+        self.machine.on_decision(question, Ok(decision), self.now);
     }
 
     fn sent(&mut self) -> Vec<Outbound> {
@@ -144,7 +145,7 @@ impl World {
 
     fn reports(&mut self) -> Vec<(i64, Outcome, u32)> {
         let new = self.machine.take_reports(1000);
-        self.reports.extend(&new);
+        self.reports.extend(new.iter().cloned());
         new.iter().map(|r| (r.ticket, r.outcome, r.retries)).collect()
     }
 
@@ -363,7 +364,7 @@ fn refusals_have_their_codes() {
         let mut world = World::new();
         world.invoke(&json!({"payload": {}}));
         let question = world.questions().remove(0);
-        world.machine.on_decision(question.token, Err(undecided), 0);
+        world.machine.on_decision(&question, Err(undecided), 0);
         assert_eq!(world.code(), code);
         world.idle();
     }
@@ -696,4 +697,63 @@ fn any_order_of_events_reports_every_ticket_once() {
         assert_eq!(tickets, (1..=world.tickets).collect::<Vec<_>>(), "seed {seed}");
         world.idle();
     }
+}
+
+#[test]
+fn a_late_decision_is_made_elsewhere_and_its_ticket_given_back() {
+    let mut world = World::with(MachineSettings {
+        second_opinion: true,
+        ..settings()
+    });
+    world.invoke(&json!({"payload": {}}));
+    let asked = world.questions().remove(0);
+    world.pass(240);
+    assert!(world.machine.take_overdue().is_empty());
+    world.pass(20);
+    let overdue = world.machine.take_overdue();
+    assert_eq!(overdue.len(), 1);
+    assert!(world.sent().is_empty(), "the caller is not told yet");
+    let local = Decision {
+        ticket: 7,
+        local: true,
+        ..pre(100, 0)
+    };
+    world.machine.on_decision(&overdue[0], Ok(local), world.now);
+    let attempt = world.attempt();
+    // Postgres answers after all: nobody waits for it.
+    world.answer(&asked, pre(100, 0));
+    assert!(world.sent().is_empty());
+    assert_eq!(world.reports(), [(1, Outcome::Cancelled, 0)]);
+    world.reply_to(&attempt, "{}");
+    assert_eq!(world.code(), "ok");
+    assert!(
+        world.reports().is_empty(),
+        "Postgres is not told of what it did not decide"
+    );
+    let local = world.machine.take_local_reports();
+    assert_eq!(
+        (
+            local[0].ticket,
+            local[0].outcome,
+            &*local[0].target.extension_id,
+            &*local[0].target.version
+        ),
+        (7, Outcome::Success, "ext", "v1")
+    );
+    world.idle();
+}
+
+#[test]
+fn a_decision_that_is_late_everywhere_ends_with_the_deadline() {
+    let mut world = World::with(MachineSettings {
+        second_opinion: true,
+        ..settings()
+    });
+    world.invoke(&json!({"payload": {}, "timeout_ms": 600}));
+    world.questions();
+    world.pass(590);
+    assert!(world.sent().is_empty());
+    world.pass(20);
+    assert_eq!(world.code(), "deadline_exceeded");
+    world.idle();
 }

@@ -6,26 +6,31 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Sleep;
 
-use super::local::Local;
+use super::fallback::{Decides, Fallback};
+use super::local::unix_us;
 use super::micro::{Micro, NAME};
+use super::views::Views;
 use crate::batch::UNDER_WAY;
 use crate::batch::decide::Decider;
+use crate::batch::gather::Gatherer;
 use crate::batch::report::Reporter;
 use crate::batch::side::Side;
 use crate::config::Settings;
-use crate::machine::Machine;
+use crate::image::{Image, Kept};
 use crate::machine::mux::Inbox;
+use crate::machine::policies::Found;
 use crate::machine::request::Asked;
+use crate::machine::{Machine, Question, Target, Undecided};
 use crate::metrics::Metrics;
-use crate::pg::{self, Link, Role};
+use crate::pg::{self, Conn, Link, Role};
 use crate::transport::{Channel, Headers, Inbound, Outbound, Subject, Transport, TransportError};
 
 /// Most messages taken in one turn.
@@ -39,6 +44,8 @@ pub enum Control {
     Drain(Duration, oneshot::Sender<()>),
     /// A connection to Postgres came or went.
     Changed,
+    /// Tell what the loop has seen itself, if Postgres does not decide for it.
+    Look(oneshot::Sender<Option<Views>>),
     /// Answer an admin request.
     Reply(Subject, Headers, Bytes),
 }
@@ -64,20 +71,74 @@ pub struct LoopState {
     pub subscribed: AtomicBool,
     /// NATS is connected.
     pub nats: AtomicBool,
-    /// The source decides.
-    pub source: AtomicBool,
+    decides: AtomicU8,
 }
 
-enum Registry {
-    Postgres { decide: Link, report: Link, side: Link },
-    Local(Box<Local>),
+impl LoopState {
+    /// Who decides.
+    pub fn decides(&self) -> Decides {
+        Decides::from_number(self.decides.load(Ordering::Relaxed))
+    }
+}
+
+/// Who may decide.
+#[derive(Clone)]
+pub struct Sources {
+    /// Postgres.
+    pub postgres: bool,
+    /// It answered a moment ago: its connections are waited for.
+    pub expected: bool,
+    /// The last known good image, as it comes and changes.
+    pub kept: Option<watch::Receiver<Option<Kept>>>,
+    /// Fixtures.
+    pub fixtures: Option<Arc<Image>>,
+}
+
+impl Sources {
+    /// Postgres alone.
+    pub fn database() -> Self {
+        Self {
+            postgres: true,
+            expected: false,
+            kept: None,
+            fixtures: None,
+        }
+    }
+
+    /// Fixtures alone.
+    pub fn fixtures(image: Arc<Image>) -> Self {
+        Self {
+            postgres: false,
+            expected: false,
+            kept: None,
+            fixtures: Some(image),
+        }
+    }
+}
+
+/// Connections to Postgres.
+struct Links {
+    decide: Link,
+    report: Link,
+    side: Link,
+}
+
+/// The connection of a link, if it stands.
+fn standing(link: &Link) -> Option<Arc<Conn>> {
+    link.borrow().clone().filter(|conn| !conn.client.is_closed())
 }
 
 /// See the module.
 pub struct EventLoop {
     machine: Machine,
     transport: Transport,
-    registry: Registry,
+    links: Option<Links>,
+    fallback: Option<Fallback>,
+    decides: Decides,
+    changed_us: u64,
+    /// Questions that Postgres was too busy for.
+    declined: Vec<Question>,
+    gatherer: Gatherer,
     decider: Decider,
     reporter: Reporter,
     side: Side,
@@ -100,6 +161,7 @@ pub struct EventLoop {
 
 struct Drain {
     until_us: u64,
+    idle_us: Option<u64>,
     abandoned: bool,
     done: Option<oneshot::Sender<()>>,
     leave: Option<()>,
@@ -107,13 +169,19 @@ struct Drain {
 
 /// Outcomes may take this long to reach Postgres after the last call of a drain, in microseconds.
 const FLUSH_US: u64 = 5_000_000;
+/// A connection that has not answered for so long, statement timeouts notwithstanding, is given up, in microseconds.
+const STUCK_US: u64 = 5_000_000;
+/// The same where statements may take longer.
+const REPORT_STUCK_US: u64 = 15_000_000;
+/// Changes of the source are logged as warnings this often at most, in microseconds.
+const QUIET_US: u64 = 5_000_000;
 
 impl EventLoop {
-    /// Connects and subscribes. `local` decides without Postgres.
+    /// Connects and subscribes.
     pub async fn start(
         settings: &Settings,
         index: usize,
-        local: Option<Local>,
+        sources: Sources,
         metrics: Arc<Metrics>,
         state: Arc<LoopState>,
         admin: mpsc::UnboundedSender<AdminRequest>,
@@ -126,22 +194,34 @@ impl EventLoop {
         for subject in micro.subjects() {
             transport.subscribe(Channel::Micro, subject, None).await?;
         }
-        let registry = if let Some(local) = local {
-            Registry::Local(Box::new(local))
-        } else {
+        let links = sources.postgres.then(|| {
             let open = |role| {
                 let changed = handle.clone();
                 pg::link(settings.database.clone(), role, Arc::clone(&metrics), move || {
                     let _ = changed.send(Control::Changed);
                 })
             };
-            Registry::Postgres {
+            Links {
                 decide: open(Role::Decide),
                 report: open(Role::Report),
                 side: open(Role::Side),
             }
+        });
+        let fallback = (sources.kept.is_some() || sources.fixtures.is_some()).then(|| {
+            let kept = sources.kept.clone().unwrap_or_else(|| watch::channel(None).1);
+            let capacity = settings.machine.max_in_flight * 4;
+            Fallback::new(kept, settings.image_max_age, sources.fixtures.clone(), capacity)
+        });
+        if let (Some(links), true) = (&links, sources.expected) {
+            let mut decide = links.decide.clone();
+            // Without it somebody else decides.
+            let _ = tokio::time::timeout(Duration::from_secs(3), decide.wait_for(Option::is_some)).await;
+        }
+        let machine = crate::machine::MachineSettings {
+            second_opinion: links.is_some() && fallback.is_some(),
+            ..settings.machine.clone()
         };
-        let mut machine = Machine::new(settings.machine.clone(), inbox, Arc::clone(&metrics), fastrand::u64(..));
+        let mut machine = Machine::new(machine, inbox, Arc::clone(&metrics), fastrand::u64(..));
         machine.set_max_payload(transport.max_payload());
         let prefix = &settings.prefix;
         transport
@@ -169,7 +249,12 @@ impl EventLoop {
         state.subscribed.store(transport.flush().await, Ordering::Relaxed);
         let this = Self {
             machine,
-            registry,
+            links,
+            fallback,
+            decides: Decides::Nobody,
+            changed_us: 0,
+            declined: Vec::new(),
+            gatherer: Gatherer::new(Arc::clone(&metrics)),
             decider: Decider::default(),
             reporter: Reporter::new(Arc::clone(&metrics)),
             side: Side::default(),
@@ -230,12 +315,21 @@ impl EventLoop {
                     let until_us = self.now() + time.as_micros() as u64;
                     self.draining = Some(Drain {
                         until_us,
+                        idle_us: None,
                         abandoned: false,
                         done: Some(done),
                         leave: Some(()),
                     });
                 }
                 Control::Changed => {}
+                Control::Look(tell) => {
+                    let now = self.now();
+                    let local = match self.decides {
+                        Decides::Image | Decides::Fixtures => self.fallback.as_mut().and_then(|f| f.local(now)),
+                        Decides::Database | Decides::Nobody => None,
+                    };
+                    let _ = tell.send(local.map(|local| local.views())); // whoever asked may have gone
+                }
                 Control::Reply(subject, headers, payload) => {
                     let expires_us = self.now() + 10_000_000;
                     self.transport.send(Outbound {
@@ -323,14 +417,25 @@ impl EventLoop {
             if answered.rows.is_err() {
                 self.metrics.batch_failures.with_label_values(&["decide"]).inc();
             }
-            let machine = &mut self.machine;
-            let again = self.decider.settle(answered, |question, answer| {
-                machine.on_decision(question.token, answer, now);
+            let (machine, declined) = (&mut self.machine, &mut self.declined);
+            let elsewhere = self.fallback.is_some();
+            let mut ticket = 0;
+            let again = self.decider.settle(answered, now, |question, answer| {
+                if let Ok(decision) = &answer {
+                    ticket = decision.ticket.max(ticket);
+                }
+                if elsewhere && answer == Err(Undecided::Unavailable) {
+                    declined.push(question.clone());
+                } else {
+                    machine.on_decision(question, answer, now);
+                }
             });
+            self.reporter.decided(ticket);
             self.machine.ask_again(again);
         }
-        let _ = self.reporter.poll(cx);
         let now = self.now();
+        let _ = self.reporter.poll(cx);
+        let _ = self.gatherer.poll(cx, now);
         let _ = self.side.poll(cx, &mut self.machine, now);
     }
 
@@ -351,16 +456,21 @@ impl EventLoop {
     }
 
     fn ask(&mut self, cx: &mut Context<'_>) {
-        if let Registry::Local(_) = self.registry {
-            self.ask_local();
-            return;
-        }
-        let Registry::Postgres { decide, report, side } = &self.registry else {
-            return;
-        };
-        let (decide, report, side) = (decide.borrow().clone(), report.borrow().clone(), side.borrow().clone());
-        self.state.source.store(decide.is_some(), Ordering::Relaxed);
+        let now = self.now();
+        self.pass_reports_on();
+        let decide = self.links.as_ref().and_then(|links| standing(&links.decide));
+        let side = self.links.as_ref().and_then(|links| standing(&links.side));
+        let report = self.links.as_ref().and_then(|links| standing(&links.report));
+        let timeout_us = self.machine.settings.decide_timeout_us;
+        let slow = |since: Option<u64>| since.is_some_and(|since| now.saturating_sub(since) >= timeout_us);
+        let others = self.fallback.as_ref().map_or(Decides::Nobody, Fallback::decides);
+        let somebody = others != Decides::Nobody;
+        // Where somebody else can decide, nothing is sent behind a batch that is late.
+        let decide = decide.filter(|conn| !somebody || !slow(self.decider.unanswered_since(conn.id)));
+        let side = side.filter(|_| !somebody || !slow(self.side.unanswered_since()));
+        self.decided_by(if decide.is_some() { Decides::Database } else { others }, now);
         let mut began = false;
+        let (here, side_here) = (somebody && decide.is_none(), somebody && side.is_none());
         if let Some(conn) = decide {
             while self.decider.under_way() < UNDER_WAY {
                 let questions = self.machine.take_questions(false, self.batch);
@@ -371,34 +481,32 @@ impl EventLoop {
                     .batch_size
                     .with_label_values(&["decide"])
                     .observe(questions.len() as f64);
-                self.decider.ask(Arc::clone(&conn), questions, false, false);
+                self.decider.ask(Arc::clone(&conn), questions, false, false, now);
                 began = true;
             }
         }
         if let Some(conn) = side {
             let previews = self.machine.take_questions(true, self.batch);
             if !previews.is_empty() {
-                self.decider.ask(Arc::clone(&conn), previews, true, false);
+                self.decider.ask(Arc::clone(&conn), previews, true, false, now);
                 began = true;
             }
             let wanted = self.machine.policies.take_wanted();
             if !wanted.is_empty() {
-                self.side.policies(Arc::clone(&conn), wanted);
+                self.side.policies(Arc::clone(&conn), wanted, now);
                 began = true;
             }
             let facts = self.machine.take_wanted_facts();
             if !facts.is_empty() {
-                self.side.facts(conn, &facts);
+                self.side.facts(conn, &facts, now);
                 began = true;
             }
         }
-        if self.machine.reports_waiting() > 0 && self.reporter.has_room() {
-            let reports = self.machine.take_reports(REPORTS);
-            self.reporter.add(reports);
-        }
+        self.ask_here(here, side_here, now);
         if let Some(conn) = report {
-            self.reporter.send(&conn);
+            self.reporter.send(&conn, now);
             began |= !self.reporter.all_applied();
+            began |= self.gatherer.send(&conn, now, self.draining.is_some());
         }
         if began {
             // A future does nothing before it is polled once.
@@ -406,37 +514,179 @@ impl EventLoop {
         }
     }
 
-    fn ask_local(&mut self) {
-        let Registry::Local(local) = &mut self.registry else {
-            return;
-        };
-        let now = self.began.elapsed().as_micros() as u64;
-        self.state.source.store(true, Ordering::Relaxed);
-        loop {
-            let mut any = false;
-            for preview in [false, true] {
-                for question in self.machine.take_questions(preview, self.batch) {
-                    any = true;
-                    let answer = local.answer(&question, preview);
-                    self.machine.on_decision(question.token, answer, now);
-                }
+    /// Outcomes go to whoever decided. What Postgres did not see is gathered for it.
+    fn pass_reports_on(&mut self) {
+        let minute = unix_us() / 60_000_000;
+        for report in self.machine.take_local_reports() {
+            if let Some(engine) = self.fallback.as_mut().and_then(Fallback::last) {
+                engine.report(&report);
             }
-            for key in self.machine.policies.take_wanted() {
-                any = true;
-                let found = local.policy(&key);
-                self.machine.on_policy(&key, &found, now);
-            }
-            let facts = self.machine.take_wanted_facts();
-            local.facts(&mut self.machine, &facts, now);
-            for report in self.machine.take_reports(REPORTS) {
-                local.report(&report);
-            }
-            if !any {
-                break;
+            if self.links.is_some() {
+                self.gatherer.add(&report, minute);
             }
         }
-        local.tend(now);
+        if self.machine.reports_waiting() > 0 && self.reporter.has_room() {
+            self.reporter.add(self.machine.take_reports(REPORTS), minute);
+        }
+        for outcomes in self.reporter.take_forgotten() {
+            tracing::info!(
+                outcomes = outcomes.reports.len(),
+                "Postgres has forgotten these calls; their outcomes go to it by name"
+            );
+            for report in outcomes.reports.iter() {
+                self.gatherer.add(report, outcomes.minute);
+            }
+        }
+    }
+
+    /// Answers without Postgres: all questions, or those that Postgres leaves too long or was too busy for.
+    fn ask_here(&mut self, here: bool, side_here: bool, now: u64) {
+        loop {
+            let mut questions = std::mem::take(&mut self.declined);
+            questions.extend(self.machine.take_overdue());
+            if here {
+                questions.extend(self.machine.take_questions(false, self.batch));
+            }
+            if side_here {
+                questions.extend(self.machine.take_questions(true, self.batch));
+            }
+            let mut policies = self.machine.take_overdue_policies();
+            policies.extend(self.side.take_unavailable());
+            let mut facts = Vec::new();
+            if side_here {
+                policies.extend(self.machine.policies.take_wanted());
+                facts = self.machine.take_wanted_facts();
+            }
+            if questions.is_empty() && policies.is_empty() && facts.is_empty() {
+                break;
+            }
+            for question in questions {
+                let answer = self.answer_here(&question, now);
+                self.machine.on_decision(&question, answer, now);
+            }
+            let mut local = self.fallback.as_mut().and_then(|fallback| fallback.local(now));
+            for key in policies {
+                let found = local.as_ref().map_or(Found::Unavailable, |local| local.policy(&key));
+                self.machine.on_policy(&key, &found, now);
+            }
+            if let Some(local) = &mut local {
+                local.facts(&mut self.machine, &facts, now);
+            }
+        }
+        if let Some(local) = self.fallback.as_mut().and_then(Fallback::last) {
+            local.tend(now);
+        }
         self.send(now);
+    }
+
+    fn answer_here(&mut self, question: &Question, now: u64) -> Result<crate::machine::Decision, Undecided> {
+        let Some(fallback) = &mut self.fallback else {
+            return Err(Undecided::Unavailable);
+        };
+        let decides = fallback.decides();
+        let preview = self.machine.is_preview(question);
+        let answer = fallback
+            .local(now)
+            .ok_or(Undecided::Unavailable)
+            .and_then(|local| local.answer(question, preview));
+        if let Ok(decision) = &answer
+            && self.links.is_some()
+            && !preview
+        {
+            self.metrics.fallbacks.with_label_values(&[decides.as_str()]).inc();
+            if let (false, "extension_circuit_open", Some(version)) =
+                (decision.allowed, decision.reason.as_str(), &decision.version)
+            {
+                let target = Target {
+                    extension_id: std::rc::Rc::clone(&question.extension_id),
+                    version: std::rc::Rc::from(version.as_str()),
+                    instance_id: None,
+                };
+                self.gatherer.refused(&target, unix_us() / 60_000_000);
+            }
+        }
+        answer
+    }
+
+    /// Notes who decides from now on; says so where it is somebody else.
+    fn decided_by(&mut self, decides: Decides, now: u64) {
+        let before = std::mem::replace(&mut self.decides, decides);
+        if decides == before {
+            return;
+        }
+        self.state.decides.store(decides as u8, Ordering::Relaxed);
+        if before != Decides::Nobody {
+            self.metrics.source.with_label_values(&[before.as_str()]).dec();
+        }
+        if decides != Decides::Nobody {
+            self.metrics.source.with_label_values(&[decides.as_str()]).inc();
+        }
+        let (source, was, event_loop) = (decides.as_str(), before.as_str(), self.label.as_str());
+        let quiet = self.changed_us != 0 && now.saturating_sub(self.changed_us) < QUIET_US;
+        match decides {
+            _ if quiet => tracing::debug!(source, was, event_loop, "the source changes again"),
+            Decides::Database => tracing::info!(source, was, event_loop, "Postgres decides"),
+            Decides::Fixtures if self.links.is_none() => tracing::info!(source, event_loop, "the fixtures decide"),
+            Decides::Image => {
+                tracing::warn!(
+                    source,
+                    was,
+                    event_loop,
+                    "Postgres does not answer: the last known good image decides"
+                );
+            }
+            Decides::Fixtures => {
+                tracing::warn!(
+                    source,
+                    was,
+                    event_loop,
+                    "Database unavailable, falling back to fixtures"
+                );
+            }
+            Decides::Nobody => {
+                tracing::warn!(
+                    source,
+                    was,
+                    event_loop,
+                    "Postgres does not answer, and nothing else may decide"
+                );
+            }
+        }
+        // The way back ends the quiet: the next loss is told again.
+        self.changed_us = if decides == Decides::Database && !quiet { 0 } else { now };
+    }
+
+    /// Gives up connections that have stopped answering; their links make new ones.
+    fn give_up_stuck(&self, now: u64) {
+        let Some(links) = &self.links else { return };
+        let stuck = |since: Option<u64>, most: u64| since.is_some_and(|since| now.saturating_sub(since) > most);
+        let give_up = |conn: &Conn, role: Role| {
+            tracing::warn!(
+                role = role.as_str(),
+                "a connection to Postgres does not answer, and is given up"
+            );
+            conn.reset();
+        };
+        if let Some(conn) = standing(&links.decide)
+            && stuck(self.decider.unanswered_since(conn.id), STUCK_US)
+        {
+            give_up(&conn, Role::Decide);
+        }
+        if let Some(conn) = standing(&links.side)
+            && (stuck(self.decider.unanswered_since(conn.id), STUCK_US)
+                || stuck(self.side.unanswered_since(), STUCK_US))
+        {
+            give_up(&conn, Role::Side);
+        }
+        if let Some(conn) = standing(&links.report) {
+            let since = self
+                .reporter
+                .unanswered_since(conn.id)
+                .or(self.gatherer.unanswered_since());
+            if stuck(since, REPORT_STUCK_US) {
+                give_up(&conn, Role::Report);
+            }
+        }
     }
 
     fn tend(&mut self, now: u64) {
@@ -444,6 +694,7 @@ impl EventLoop {
             return;
         }
         self.tended_us = now;
+        self.give_up_stuck(now);
         let labels = &[self.label.as_str()];
         self.metrics
             .in_flight
@@ -453,7 +704,7 @@ impl EventLoop {
             .in_flight_bytes
             .with_label_values(labels)
             .set(self.machine.bytes_in_flight() as i64);
-        let pending = self.reporter.outcomes() + self.machine.reports_waiting();
+        let pending = self.reporter.outcomes() + self.machine.reports_waiting() + self.gatherer.outcomes() as usize;
         self.metrics
             .reports_pending
             .with_label_values(labels)
@@ -477,14 +728,26 @@ impl EventLoop {
             self.send(now);
             self.ask(cx);
         }
-        let Some(drain) = &self.draining else { return false };
         if self.machine.in_flight() > 0 {
             return false;
         }
         let reported = self.machine.reports_waiting() == 0
-            && (matches!(self.registry, Registry::Local(_)) || self.reporter.all_applied());
+            && (self.links.is_none() || (self.reporter.all_applied() && self.gatherer.is_empty()));
+        let Some(drain) = &mut self.draining else { return false };
+        let idle_us = *drain.idle_us.get_or_insert(now);
         // What was never asked cannot hold a ticket; what is being asked may.
-        (reported && self.decider.under_way() == 0) || now >= drain.until_us + FLUSH_US
+        if reported && self.decider.under_way() == 0 {
+            return true;
+        }
+        let late = now >= idle_us + FLUSH_US;
+        if late {
+            let lost = self.gatherer.outcomes() + self.reporter.outcomes() as u64;
+            if lost > 0 {
+                self.metrics.reports_lost.inc_by(lost);
+                tracing::warn!(outcomes = lost, "Postgres did not take the last outcomes");
+            }
+        }
+        late
     }
 
     /// Sets the alarm. With more to take, the next turn comes right after the other tasks had theirs.

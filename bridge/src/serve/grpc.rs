@@ -35,6 +35,39 @@ struct Admin {
     registry: Arc<Registry>,
 }
 
+fn validator(
+    name: String,
+    enabled: bool,
+    state: &str,
+    version: String,
+    success_rate: Option<f64>,
+    p95_latency_ms: Option<f64>,
+    timestamp_ms: i64,
+) -> ValidatorStatus {
+    let status = match (enabled, state) {
+        (false, _) => "disabled",
+        (true, "open") => "not_serving",
+        (true, "half_open") => "recovering",
+        _ => "serving",
+    };
+    let mut details = HashMap::from([
+        ("circuit_breaker_state".to_owned(), state.to_owned()),
+        ("version".to_owned(), version),
+    ]);
+    if let Some(rate) = success_rate {
+        details.insert("success_rate".to_owned(), format!("{rate:.4}"));
+    }
+    if let Some(p95) = p95_latency_ms {
+        details.insert("p95_latency_ms".to_owned(), format!("{p95:.3}"));
+    }
+    ValidatorStatus {
+        name,
+        status: status.to_owned(),
+        timestamp_ms,
+        details,
+    }
+}
+
 #[tonic::async_trait]
 impl RouterAdmin for Admin {
     async fn get_validators_health(
@@ -60,43 +93,30 @@ impl RouterAdmin for Admin {
                 .map(|(i, r)| (format!("reason_{}", i + 1), (*r).to_owned()))
                 .collect(),
         }];
-        if self.registry.source() == Source::Database {
-            let rows = self
-                .registry
-                .query(include_str!("../queries/validators.sql"), &[])
-                .await
-                .map_err(|error| {
-                    tracing::warn!(%error, "GetValidatorsHealth failed");
-                    GrpcStatus::unavailable("the registry does not answer")
-                })?;
+        let rows = match self.registry.source() {
+            Source::Fixtures => None,
+            Source::Database | Source::Auto => {
+                let sql = include_str!("../queries/validators.sql");
+                let rows = self.registry.query(sql, &[]).await;
+                rows.inspect_err(|error| tracing::warn!(%error, "GetValidatorsHealth has no answer of Postgres"))
+                    .ok()
+            }
+        };
+        if let Some(rows) = rows {
             validators.extend(rows.iter().map(|row| {
-                let (enabled, state) = (row.get::<_, bool>(1), row.get::<_, Option<&str>>(2).unwrap_or("closed"));
-                let status = match (enabled, state) {
-                    (false, _) => "disabled",
-                    (true, "open") => "not_serving",
-                    (true, "half_open") => "recovering",
-                    _ => "serving",
-                };
-                let mut details = HashMap::from([
-                    ("circuit_breaker_state".to_owned(), state.to_owned()),
-                    (
-                        "version".to_owned(),
-                        row.get::<_, Option<String>>(5).unwrap_or_default(),
-                    ),
-                ]);
-                if let Some(rate) = row.get::<_, Option<f64>>(3) {
-                    details.insert("success_rate".to_owned(), format!("{rate:.4}"));
-                }
-                if let Some(p95) = row.get::<_, Option<f64>>(4) {
-                    details.insert("p95_latency_ms".to_owned(), format!("{p95:.3}"));
-                }
-                ValidatorStatus {
-                    name: row.get(0),
-                    status: status.to_owned(),
-                    timestamp_ms: now,
-                    details,
-                }
+                let state = row.get::<_, Option<&str>>(2).unwrap_or("closed");
+                let version = row.get::<_, Option<String>>(5).unwrap_or_default();
+                validator(row.get(0), row.get(1), state, version, row.get(3), row.get(4), now)
             }));
+        } else if let Some(views) = self.registry.own_views().await {
+            let own = views.iter().filter(|(_, view)| view.kind == "validator");
+            validators.extend(own.map(|(id, view)| {
+                let (state, version) = (view.breaker.as_str(), view.version.clone());
+                let p95 = view.latency.quantile(0.95);
+                validator(id.clone(), view.enabled, state, version, view.success_rate(), p95, now)
+            }));
+        } else {
+            return Err(GrpcStatus::unavailable("the registry does not answer"));
         }
         Ok(Response::new(GetValidatorsHealthResponse { validators }))
     }

@@ -49,6 +49,10 @@ pub async fn serve(
 
 async fn show_metrics(State(shared): State<Shared>) -> Response {
     shared.registry.refresh().await;
+    shared.metrics.image_age.reset();
+    if let Some(age) = shared.status.image_age() {
+        shared.metrics.image_age.with_label_values::<&str>(&[]).set(age);
+    }
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, shared.metrics.render()).into_response()
 }
@@ -60,6 +64,6 @@ async fn ready(State(shared): State<Shared>) -> Response {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let body = json!({"ready": reasons.is_empty(), "source": shared.status.source.as_str(), "reasons": reasons});
+    let body = json!({"ready": reasons.is_empty(), "source": shared.status.source(), "reasons": reasons});
     (code, [(header::CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
 }

@@ -1,15 +1,22 @@
-//! Decisions without Postgres: the same core, over documents of a fixtures folder.
+//! Decisions without Postgres: the same core, over an image of the registry.
+//!
+//! Owned by one loop. An extension is compiled when it is first called, so that a change-over takes no time however large the
+//! registry; breakers that were open in Postgres are open here.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use ext_registry_core::engine::Engine;
 use ext_registry_core::fixture::ExtensionDocument;
 
+use super::views::{self, Views};
 use crate::exit::{Exit, Kind as ExitKind};
 use crate::fixtures::Fixtures;
+use crate::image::{Image, OpenBreaker};
 use crate::machine::contract::Kind;
 use crate::machine::policies::{Found, PolicyKey};
 use crate::machine::{Decision, Facts, Machine, Question, Report, Undecided};
@@ -17,45 +24,76 @@ use crate::machine::{Decision, Facts, Machine, Question, Report, Undecided};
 /// A registry on the heap, owned by one loop.
 pub struct Local {
     engine: Engine,
-    fixtures: Rc<Fixtures>,
+    image: Arc<Image>,
+    open: Arc<Vec<OpenBreaker>>,
+    /// Extensions that cannot be compiled.
+    broken: HashSet<String>,
     swept_us: u64,
 }
 
-fn unix_us() -> u64 {
+/// Microseconds since 1970.
+pub fn unix_us() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |t| t.as_micros() as u64)
 }
 
+/// Reads a folder of fixtures; all of it must be usable.
+pub fn fixtures(folder: &Path) -> Result<Arc<Image>, Exit> {
+    let wrong = |why: String| Exit::new(ExitKind::Fixtures, why);
+    let fixtures = Fixtures::read(folder)?;
+    let documents: Vec<ExtensionDocument> = fixtures
+        .extensions
+        .iter()
+        .map(|(_, document)| document.clone())
+        .collect();
+    Engine::new(&documents, 1, 0).map_err(|e| wrong(e.to_string()))?;
+    Image::of_fixtures(&fixtures).map(Arc::new).map_err(wrong)
+}
+
 impl Local {
-    /// Reads a folder.
-    pub fn open(folder: &Path, capacity: usize) -> Result<Self, Exit> {
-        let fixtures = Fixtures::read(folder)?;
-        let documents: Vec<ExtensionDocument> = fixtures
-            .extensions
-            .iter()
-            .map(|(_, document)| document.clone())
-            .collect();
-        let engine = Engine::new(&documents, capacity, fastrand::u64(..))
-            .map_err(|e| Exit::new(ExitKind::Fixtures, e.to_string()))?;
-        Ok(Self {
+    /// Over an image, with room for so many calls under way.
+    pub fn over(image: Arc<Image>, open: Arc<Vec<OpenBreaker>>, capacity: usize) -> Self {
+        let engine =
+            Engine::new(&[], capacity, fastrand::u64(..)).unwrap_or_else(|_| unreachable!("nothing is registered yet"));
+        Self {
             engine,
-            fixtures: Rc::new(fixtures),
+            image,
+            open,
+            broken: HashSet::new(),
             swept_us: 0,
-        })
+        }
     }
 
-    /// Registered extensions, as (type, number).
-    pub fn counts(&self) -> Vec<(&'static str, usize)> {
-        ["pre", "validator", "provider", "post"]
-            .into_iter()
-            .map(|kind| {
-                (
-                    kind,
-                    self.fixtures.extensions.iter().filter(|(_, e)| e.kind == kind).count(),
-                )
-            })
-            .collect()
+    /// Whether it decides over this image.
+    pub fn is_over(&self, image: &Arc<Image>) -> bool {
+        Arc::ptr_eq(&self.image, image)
+    }
+
+    /// Makes an extension known to the engine.
+    fn prepare(&mut self, id: &str, now_us: u64) -> Result<(), Undecided> {
+        if self.engine.extension(id).is_some() {
+            return Ok(());
+        }
+        let Some(document) = self.image.extension(id) else {
+            return if self.image.is_unreadable(id) {
+                Err(Undecided::Unavailable)
+            } else {
+                Ok(())
+            };
+        };
+        if self.broken.contains(id) {
+            return Err(Undecided::Unavailable);
+        }
+        if let Err(error) = self.engine.add(document) {
+            tracing::warn!(extension_id = id, %error, "an extension is unavailable without Postgres");
+            self.broken.insert(id.to_owned());
+            return Err(Undecided::Unavailable);
+        }
+        for breaker in self.open.iter().filter(|breaker| breaker.extension_id == id) {
+            self.engine.hold_open(id, &breaker.version, breaker.until_us, now_us);
+        }
+        Ok(())
     }
 
     /// Answers a question.
@@ -65,6 +103,7 @@ impl Local {
         };
         let avoid: Vec<&str> = question.avoid.iter().map(|id| &**id).collect();
         let now = unix_us();
+        self.prepare(&question.extension_id, now)?;
         let decision = if preview {
             self.engine.explain(&question.extension_id, &context, now).0
         } else {
@@ -113,22 +152,19 @@ impl Local {
         }
     }
 
+    /// What operators may see of it.
+    pub fn views(&self) -> Views {
+        views::of_engine(&self.image, &self.engine, unix_us())
+    }
+
     /// A policy.
     pub fn policy(&self, key: &PolicyKey) -> Found {
-        match self.fixtures.policies.get(key) {
-            Some(policy) => Found::Policy(Rc::clone(policy)),
-            None => Found::Nothing,
-        }
+        self.image.policy(key).map_or(Found::Nothing, Found::parsed)
     }
 
     /// Tells the machine what the documents say beside decisions.
     pub fn facts(&self, machine: &mut Machine, ids: &[Rc<str>], now: u64) {
-        for (_, document) in self
-            .fixtures
-            .extensions
-            .iter()
-            .filter(|(_, d)| ids.iter().any(|id| **id == *d.id))
-        {
+        for document in ids.iter().filter_map(|id| self.image.extension(id)) {
             let idempotent = document.metadata.get("idempotent") == Some(&serde_json::Value::Bool(true));
             machine.on_facts(
                 &document.id,

@@ -1,13 +1,17 @@
-//! `ext-bridge serve`: loops on their own threads; HTTP, gRPC, signals and admin operations on the main one.
+//! `ext-bridge serve`: loops on their own threads; HTTP, gRPC, signals, admin operations and the keeping of the image on the
+//! main one.
 
 pub mod admin;
 pub mod clock;
 pub mod event_loop;
+pub mod fallback;
 pub mod grpc;
 pub mod http;
+pub mod keeper;
 pub mod local;
 pub mod micro;
 pub mod registry;
+pub mod views;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,10 +23,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Settings, Source};
 use crate::exit::{Exit, Kind};
+use crate::image::Kept;
 use crate::metrics::Metrics;
 use crate::pg;
-use event_loop::{AdminRequest, Control, EventLoop, LoopState};
-use local::Local;
+use event_loop::{AdminRequest, Control, EventLoop, LoopState, Sources};
+use fallback::Decides;
 
 /// What the endpoints know of the process.
 pub struct Status {
@@ -30,11 +35,24 @@ pub struct Status {
     pub loops: Vec<Arc<LoopState>>,
     /// Nothing new is taken.
     pub draining: AtomicBool,
-    /// Which source decides.
-    pub source: Source,
+    /// The last known good image, where one is kept.
+    pub kept: Option<watch::Receiver<Option<Kept>>>,
 }
 
 impl Status {
+    /// Which sources decide, by loop; one word where they agree.
+    pub fn source(&self) -> String {
+        let mut words: Vec<&str> = self.loops.iter().map(|state| state.decides().as_str()).collect();
+        words.dedup();
+        words.join(",")
+    }
+
+    /// How old the last known good image is, in seconds.
+    pub fn image_age(&self) -> Option<f64> {
+        let kept = self.kept.as_ref()?.borrow();
+        kept.as_ref().map(|kept| kept.age_ms(clock::now_ms()) as f64 / 1000.0)
+    }
+
     /// Why the process is not ready; empty where it is.
     pub fn reasons(&self) -> Vec<&'static str> {
         let all = |f: fn(&LoopState) -> &AtomicBool| self.loops.iter().all(|state| f(state).load(Ordering::Relaxed));
@@ -48,29 +66,52 @@ impl Status {
         if !all(|s| &s.subscribed) {
             reasons.push("subscriptions are not known to the server");
         }
-        if !all(|s| &s.source) {
+        if self.loops.iter().any(|state| state.decides() == Decides::Nobody) {
             reasons.push("the source does not decide");
         }
         reasons
     }
 }
 
-/// What decides: for `auto`, Postgres if it answers at start, else the fixtures.
-pub async fn decide_source(settings: &Settings) -> Source {
-    match settings.source {
-        Source::Auto => match pg::connect(&settings.database).await {
-            Ok((_, driver, _, version)) => {
-                driver.abort();
-                tracing::info!(source = "database", extension_version = version, "Postgres decides");
-                Source::Database
-            }
-            Err(error) => {
-                tracing::warn!(%error, "Database unavailable, falling back to fixtures");
-                Source::Fixtures
-            }
-        },
-        source => source,
+/// Whether Postgres answers, or is worth waiting for.
+pub async fn postgres_answers(settings: &Settings) -> bool {
+    let answer = tokio::time::timeout(Duration::from_secs(3), pg::connect(&settings.database)).await;
+    match answer.unwrap_or(Err(pg::PgError::TimedOut)) {
+        Ok((_, driver, _, version)) => {
+            driver.abort();
+            tracing::info!(extension_version = version, "Postgres answers");
+            true
+        }
+        Err(error) => {
+            tracing::warn!(%error, "Database unavailable");
+            false
+        }
     }
+}
+
+/// Who may decide for the loops of this process, and who keeps the image.
+async fn sources(settings: &Settings) -> Result<(Sources, Option<keeper::Keeper>), Exit> {
+    Ok(match settings.source {
+        Source::Database => (Sources::database(), None),
+        Source::Fixtures => (Sources::fixtures(local::fixtures(&settings.fixtures)?), None),
+        Source::Auto => {
+            let (keeper, kept) = keeper::Keeper::open(settings);
+            let fixtures = if settings.fixtures.join("extensions").is_dir() {
+                local::fixtures(&settings.fixtures)
+                    .inspect_err(|error| tracing::warn!(%error, "the fixtures cannot be used"))
+                    .ok()
+            } else {
+                None
+            };
+            let sources = Sources {
+                postgres: true,
+                expected: postgres_answers(settings).await,
+                kept: Some(kept),
+                fixtures,
+            };
+            (sources, Some(keeper))
+        }
+    })
 }
 
 async fn listen(what: &str, address: std::net::SocketAddr) -> Result<TcpListener, Exit> {
@@ -83,7 +124,7 @@ async fn listen(what: &str, address: std::net::SocketAddr) -> Result<TcpListener
 fn spawn_loop(
     settings: Settings,
     index: usize,
-    source: Source,
+    sources: Sources,
     metrics: Arc<Metrics>,
     state: Arc<LoopState>,
     admin: mpsc::UnboundedSender<AdminRequest>,
@@ -106,18 +147,7 @@ fn spawn_loop(
                 }
             };
             runtime.block_on(async move {
-                let capacity = settings.machine.max_in_flight * 4;
-                let local = match source {
-                    Source::Fixtures => match Local::open(&settings.fixtures, capacity) {
-                        Ok(local) => Some(local),
-                        Err(error) => {
-                            let _ = tell.send(Err(error));
-                            return;
-                        }
-                    },
-                    _ => None,
-                };
-                match EventLoop::start(&settings, index, local, metrics, state, admin).await {
+                match EventLoop::start(&settings, index, sources, metrics, state, admin).await {
                     Ok((event_loop, handle)) => {
                         let _ = tell.send(Ok(handle));
                         // A task of its own, so that the runtime's other tasks get their turns in order.
@@ -141,12 +171,11 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
     let http_listener = listen("HTTP", settings.http).await?;
     let grpc_listener = listen("gRPC", settings.grpc).await?;
     let metrics = Metrics::new(settings.metrics_tenant_label);
-    let source = decide_source(&settings).await;
-    metrics.source.with_label_values(&[source.as_str()]).set(1);
+    let (sources, keeper) = sources(&settings).await?;
     let status = Arc::new(Status {
         loops: (0..settings.loops).map(|_| Arc::new(LoopState::default())).collect(),
         draining: AtomicBool::new(false),
-        source,
+        kept: sources.kept.clone(),
     });
     let (admin_sender, admin_requests) = mpsc::unbounded_channel();
     let mut threads = Vec::new();
@@ -155,7 +184,7 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
         let (thread, started) = spawn_loop(
             settings.clone(),
             index,
-            source,
+            sources.clone(),
             Arc::clone(&metrics),
             Arc::clone(state),
             admin_sender.clone(),
@@ -166,9 +195,12 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
         threads.push(thread);
         handles.push(handle);
     }
-    let registry = registry::Registry::new(&settings, source, Arc::clone(&metrics))?;
+    let registry = registry::Registry::new(&settings, sources, handles.clone(), Arc::clone(&metrics))?;
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(Arc::clone(&registry).tend());
+    if let Some(keeper) = keeper {
+        tokio::spawn(keeper.run(Arc::clone(&registry)));
+    }
     tokio::spawn(admin::serve(settings.clone(), Arc::clone(&registry), admin_requests));
     tokio::spawn(http::serve(
         http_listener,
@@ -185,7 +217,7 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
         stopped,
     ));
     tracing::info!(
-        source = source.as_str(),
+        source = settings.source.as_str(),
         prefix = settings.prefix,
         nats = settings.nats.shown(),
         http = %settings.http,

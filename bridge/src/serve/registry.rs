@@ -1,18 +1,22 @@
 //! The registry as operators see it: the series that describe it, and the answers of admin operations.
 //!
 //! One connection of its own, used by nobody else. The bridge that holds an advisory lock shows the series, so that they
-//! exist once however many bridges run.
+//! exist once however many bridges run. While Postgres does not answer each bridge shows its own view ([`super::views`]).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_postgres::{Client, Config, Row};
 
-use super::local::Local;
+use super::event_loop::{Control, Sources};
+use super::local;
+use super::views::{self, Views};
 use crate::config::{Settings, Source};
 use crate::exit::Exit;
+use crate::image::Image;
+use crate::machine::policies::PolicyKey;
 use crate::metrics::Metrics;
 use crate::pg::{self, PgError, describe, in_schema};
 
@@ -49,13 +53,21 @@ pub struct Registry {
     source: Source,
     metrics: Arc<Metrics>,
     inner: Mutex<Inner>,
+    sources: Sources,
+    loops: Vec<mpsc::UnboundedSender<Control>>,
 }
 
 impl Registry {
     /// Over the database, or over fixtures.
-    pub fn new(settings: &Settings, source: Source, metrics: Arc<Metrics>) -> Result<Arc<Self>, Exit> {
+    pub fn new(
+        settings: &Settings,
+        sources: Sources,
+        loops: Vec<mpsc::UnboundedSender<Control>>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, Exit> {
+        let source = settings.source;
         if source == Source::Fixtures {
-            for (kind, count) in Local::open(&settings.fixtures, 1)?.counts() {
+            for (kind, count) in local::fixtures(&settings.fixtures)?.counts() {
                 metrics
                     .extensions
                     .with_label_values(&["fixtures", kind])
@@ -69,6 +81,8 @@ impl Registry {
             source,
             metrics,
             inner: Mutex::default(),
+            sources,
+            loops,
         }))
     }
 
@@ -77,6 +91,7 @@ impl Registry {
         if self.source == Source::Fixtures {
             return;
         }
+        let mut failures = 0_u32;
         loop {
             let synced = {
                 let mut inner = self.inner.lock().await;
@@ -84,13 +99,17 @@ impl Registry {
             };
             match synced {
                 Ok(count) => {
+                    failures = 0;
                     self.metrics.syncs.with_label_values(&["success"]).inc();
                     tracing::info!(source = "database", extensions = count, "Extension Registry synced");
                     tokio::time::sleep(SYNC).await;
                 }
                 Err(error) => {
                     self.metrics.syncs.with_label_values(&["error"]).inc();
-                    tracing::warn!(%error, "the registry cannot be read");
+                    if failures == 0 || failures.is_power_of_two() {
+                        tracing::warn!(%error, "the registry cannot be read");
+                    }
+                    failures += 1;
                     tokio::time::sleep(Duration::from_secs(2)).await;
                 }
             }
@@ -99,18 +118,76 @@ impl Registry {
 
     /// Brings the series up to date, if they are older than a second. Waits two seconds at most.
     pub async fn refresh(&self) {
-        if self.source == Source::Fixtures {
-            return;
-        }
         let work = async {
+            if self.source == Source::Fixtures {
+                return false;
+            }
             let mut inner = self.inner.lock().await;
-            if inner.read_at.is_none_or(|at| at.elapsed() > MAX_AGE)
-                && let Err(error) = self.read(&mut inner).await
-            {
+            if inner.read_at.is_some_and(|at| at.elapsed() <= MAX_AGE) {
+                return true;
+            }
+            let read = self.read(&mut inner).await;
+            if let Err(error) = &read {
                 tracing::debug!(%error, "the registry's series are old");
             }
+            read.is_ok()
         };
-        let _ = tokio::time::timeout(Duration::from_secs(2), work).await;
+        if !tokio::time::timeout(Duration::from_secs(2), work)
+            .await
+            .unwrap_or(false)
+            && let Some(views) = self.own_views().await
+        {
+            self.show_own(&views);
+        }
+    }
+
+    /// What the loops have seen themselves; `None` where Postgres decides, or nobody.
+    pub async fn own_views(&self) -> Option<Views> {
+        let mut all: Option<Views> = None;
+        for event_loop in &self.loops {
+            let (tell, told) = oneshot::channel();
+            if event_loop.send(Control::Look(tell)).is_err() {
+                continue;
+            }
+            let told = tokio::time::timeout(Duration::from_millis(500), told).await;
+            if let Ok(Ok(Some(views))) = told {
+                views::merge(all.get_or_insert_default(), views);
+            }
+        }
+        all
+    }
+
+    fn show_own(&self, views: &Views) {
+        let metrics = &self.metrics;
+        let from = if self.image().is_some() { "image" } else { "fixtures" };
+        metrics.extensions.reset();
+        metrics.breaker_state.reset();
+        metrics.success_rate.reset();
+        metrics.latency_p95.reset();
+        metrics.instance_health.reset();
+        for (id, view) in views {
+            metrics.extensions.with_label_values(&[from, &view.kind]).inc();
+            let state = view.breaker;
+            let series = metrics.breaker_state.with_label_values(&[id, state.as_str()]);
+            series.set(views::rank(state));
+            if let Some(rate) = view.success_rate() {
+                metrics.success_rate.with_label_values(&[id]).set(rate);
+            }
+            if let Some(p95) = view.latency.quantile(0.95) {
+                metrics.latency_p95.with_label_values(&[id]).set(p95);
+            }
+        }
+    }
+
+    fn image(&self) -> Option<Arc<Image>> {
+        let kept = self.sources.kept.as_ref()?.borrow();
+        kept.as_ref().map(|kept| Arc::clone(&kept.image))
+    }
+
+    /// The document of a policy as the image, or else the fixtures, have it.
+    pub fn own_policy(&self, key: &PolicyKey) -> Option<Json> {
+        let image = self.image().or_else(|| self.sources.fixtures.clone())?;
+        image.policy(key).cloned()
     }
 
     async fn link<'a>(&self, inner: &'a mut Inner) -> Result<&'a mut Link, PgError> {
@@ -137,9 +214,15 @@ impl Registry {
         let work = async {
             let mut inner = self.inner.lock().await;
             let link = self.link(&mut inner).await?;
-            Ok(link.client.query(&in_schema(sql, &link.schema), params).await?)
+            let (sql, patience) = (in_schema(sql, &link.schema), Duration::from_secs(5));
+            let rows = tokio::time::timeout(patience, link.client.query(&sql, params)).await;
+            if rows.is_err() {
+                // It may never answer again.
+                inner.link = None;
+            }
+            rows.map_err(|_| PgError::TimedOut)?.map_err(PgError::from)
         };
-        tokio::time::timeout(Duration::from_secs(5), work)
+        tokio::time::timeout(Duration::from_secs(10), work)
             .await
             .unwrap_or(Err(PgError::TimedOut))
     }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use ext_registry_core::outcome::Outcome;
 use serde_json::Value as Json;
 
-use super::{Done, State};
+use super::{Done, State, target};
 use crate::machine::budget::backoff_us;
 use crate::machine::codes::{Code, Failure};
 use crate::machine::contract::{self, Kind, Parts, Verdict};
@@ -44,7 +44,7 @@ impl Machine {
             },
         );
         if let Some(held) = call.held.take() {
-            self.reports.push_back(held);
+            self.reports.push(held);
         }
         call.state = State::Waiting {
             ticket: decision.ticket,
@@ -196,12 +196,13 @@ impl Machine {
             latency_us: call.latency_us,
             retries,
             local,
+            target: target(&call.spec.extension_id, call.target.clone()),
         };
         call.state = State::Backoff;
         if retry_at.is_some() && call.sent > 1 {
             call.held = Some(report);
-        } else if ticket != 0 {
-            self.reports.push_back(report);
+        } else {
+            self.reports.push(report);
         }
         let id = Rc::clone(&call.spec.extension_id);
         let (version, latency_ms) = (call.target.version.clone(), call.latency_us as f64 / 1000.0);
