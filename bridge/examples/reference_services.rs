@@ -321,7 +321,7 @@ fn is_card(number: &str) -> bool {
             }
         })
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }
 
 fn payload_of(request: &Value) -> Result<&Value, String> {

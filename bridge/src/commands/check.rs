@@ -109,8 +109,8 @@ async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String,
     let (number, user): (&str, &str) = (server.get(0), server.get(1));
     Lines::good("postgres", &format!("server {number}, as {user}"));
     Lines::good("extension", &format!("ext_registry {version} in schema {schema}"));
-    // Without the last three the bridge serves, and shows less.
-    let rights: [(&str, &str); 7] = [
+    // Without the last ones the bridge serves, and shows or does less.
+    let rights: [(&str, &str); 9] = [
         ("ext_select_many", include_str!("../queries/decide.sql")),
         ("ext_report_many", include_str!("../queries/report.sql")),
         ("extension_policies", include_str!("../queries/policies.sql")),
@@ -118,6 +118,8 @@ async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String,
         ("ext_health_all", include_str!("../queries/health.sql")),
         ("extension_instances", include_str!("../queries/instances.sql")),
         ("extension_breaker_events", include_str!("../queries/openings.sql")),
+        ("extension_invocations", include_str!("../queries/claim.sql")),
+        ("_ext_all_invocations", include_str!("../queries/finish.sql")),
     ];
     for (place, (what, sql)) in rights.into_iter().enumerate() {
         let sql = in_schema(sql, &schema);

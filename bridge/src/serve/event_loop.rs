@@ -3,6 +3,7 @@
 //! A turn takes what has come (at most so many messages), lets the machine work, writes to NATS first and to Postgres after,
 //! and sleeps until the next timer. Nothing in a turn waits.
 
+use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,9 +22,9 @@ use crate::batch::decide::Decider;
 use crate::batch::report::Reporter;
 use crate::batch::side::Side;
 use crate::config::Settings;
-use crate::machine::Machine;
 use crate::machine::mux::Inbox;
 use crate::machine::request::Asked;
+use crate::machine::{InsideAnswer, InsideRequest, Machine};
 use crate::metrics::Metrics;
 use crate::pg::{self, Link, Role};
 use crate::transport::{Channel, Headers, Inbound, Outbound, Subject, Transport, TransportError};
@@ -41,6 +42,8 @@ pub enum Control {
     Changed,
     /// Answer an admin request.
     Reply(Subject, Headers, Bytes),
+    /// Take a request from within the process. Without an answer the loop has ended.
+    Inside(InsideRequest, oneshot::Sender<InsideAnswer>),
 }
 
 /// An admin request, handed to whoever answers it.
@@ -96,6 +99,8 @@ pub struct EventLoop {
     connects: u64,
     dropped: u64,
     tended_us: u64,
+    inside: HashMap<u64, oneshot::Sender<InsideAnswer>>,
+    inside_number: u64,
 }
 
 struct Drain {
@@ -188,6 +193,8 @@ impl EventLoop {
             connects: transport.connects(),
             dropped: 0,
             tended_us: 0,
+            inside: HashMap::new(),
+            inside_number: 0,
             transport,
         };
         Ok((this, handle))
@@ -236,6 +243,12 @@ impl EventLoop {
                     });
                 }
                 Control::Changed => {}
+                Control::Inside(request, answer) => {
+                    self.inside_number += 1;
+                    self.inside.insert(self.inside_number, answer);
+                    let now = self.now();
+                    self.machine.on_inside(&request, self.inside_number, now);
+                }
                 Control::Reply(subject, headers, payload) => {
                     let expires_us = self.now() + 10_000_000;
                     self.transport.send(Outbound {
@@ -348,6 +361,11 @@ impl EventLoop {
             }
         }
         self.transport.send_waiting(now);
+        for (number, answer) in self.machine.take_inside() {
+            if let Some(waiting) = self.inside.remove(&number) {
+                let _ = waiting.send(answer); // nobody may wait any more
+            }
+        }
     }
 
     fn ask(&mut self, cx: &mut Context<'_>) {

@@ -5,8 +5,10 @@ pub mod clock;
 pub mod event_loop;
 pub mod grpc;
 pub mod http;
+pub mod leader;
 pub mod local;
 pub mod micro;
+pub mod queue;
 pub mod registry;
 
 use std::sync::Arc;
@@ -184,6 +186,7 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
         registry,
         stopped,
     ));
+    let queue = queue::Queue::start(&settings, source, handles.clone(), Arc::clone(&metrics));
     tracing::info!(
         source = source.as_str(),
         prefix = settings.prefix,
@@ -193,7 +196,9 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
         "started"
     );
     wait_for_signal().await?;
+    queue.stop();
     drain(&settings, &status, handles).await;
+    queue.ended().await;
     let _ = stop.send(true);
     for thread in threads {
         if thread.join().is_err() {

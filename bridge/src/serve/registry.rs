@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 use tokio::sync::Mutex;
-use tokio_postgres::{Client, Config, Row};
+use tokio_postgres::{Config, Row};
 
+use super::leader::Lead;
 use super::local::Local;
 use crate::config::{Settings, Source};
 use crate::exit::Exit;
 use crate::metrics::Metrics;
-use crate::pg::{self, PgError, describe, in_schema};
+use crate::pg::{self, Direct, PgError, describe};
 
 /// Series are read again after this time.
 const MAX_AGE: Duration = Duration::from_secs(1);
@@ -24,16 +25,8 @@ const SYNC: Duration = Duration::from_mins(1);
 const LOCK: i64 = 0x6578_745f_6272_6467;
 
 struct Link {
-    client: Client,
-    driver: tokio::task::JoinHandle<()>,
-    schema: String,
-    leads: bool,
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
+    direct: Direct,
+    lead: Lead,
 }
 
 #[derive(Default)]
@@ -114,15 +107,12 @@ impl Registry {
     }
 
     async fn link<'a>(&self, inner: &'a mut Inner) -> Result<&'a mut Link, PgError> {
-        if inner.link.as_ref().is_none_or(|link| link.client.is_closed()) {
+        if inner.link.as_ref().is_none_or(|link| link.direct.client.is_closed()) {
             inner.link = None;
             inner.last_event = 0;
-            let (client, driver, schema, _) = pg::connect(&self.config).await?;
             inner.link = Some(Link {
-                client,
-                driver,
-                schema,
-                leads: false,
+                direct: Direct::open(&self.config).await?,
+                lead: Lead::new(LOCK),
             });
         }
         inner.link.as_mut().ok_or(PgError::NoExtension)
@@ -137,7 +127,7 @@ impl Registry {
         let work = async {
             let mut inner = self.inner.lock().await;
             let link = self.link(&mut inner).await?;
-            Ok(link.client.query(&in_schema(sql, &link.schema), params).await?)
+            Ok(link.direct.client.query(&link.direct.sql(sql), params).await?)
         };
         tokio::time::timeout(Duration::from_secs(5), work)
             .await
@@ -160,22 +150,12 @@ impl Registry {
             inner.last_event
         };
         let link = self.link(inner).await?;
-        let row = link
-            .client
-            .query_one("select pg_catalog.pg_try_advisory_lock($1)", &[&LOCK])
-            .await?;
-        let held: bool = row.get(0);
-        if held && link.leads {
-            // Locks of a session count; give the second one back.
-            link.client
-                .execute("select pg_catalog.pg_advisory_unlock($1)", &[&LOCK])
-                .await?;
-        }
-        link.leads = held;
+        let held = link.lead.try_to(&link.direct.client).await?;
+        let link = &link.direct;
         metrics.leader.set(i64::from(held));
         let counts = link
             .client
-            .query(&in_schema(include_str!("../queries/counts.sql"), &link.schema), &[])
+            .query(&link.sql(include_str!("../queries/counts.sql")), &[])
             .await?;
         let total = counts.iter().map(|row| row.get::<_, i64>(1)).sum();
         if !held {
@@ -191,13 +171,13 @@ impl Registry {
         }
         let health = link
             .client
-            .query(&in_schema(include_str!("../queries/health.sql"), &link.schema), &[])
+            .query(&link.sql(include_str!("../queries/health.sql")), &[])
             .await?;
         let instances = link
             .client
-            .query(&in_schema(include_str!("../queries/instances.sql"), &link.schema), &[])
+            .query(&link.sql(include_str!("../queries/instances.sql")), &[])
             .await?;
-        let openings = in_schema(include_str!("../queries/openings.sql"), &link.schema);
+        let openings = link.sql(include_str!("../queries/openings.sql"));
         // A role without rights to the history still shows the rest.
         let openings = link
             .client
