@@ -1,11 +1,13 @@
-//! Calls queued in SQL are made by a bridge; pipelines are tried without effects.
+//! Calls queued in SQL are made by a bridge; what happens in the registry is published; pipelines are tried without effects.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
 use ext_registry_tests::{Bridge, Caller, Database, Nats, Postgres, Services, Session, eventually, places};
+use futures_util::{FutureExt, StreamExt};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -352,6 +354,148 @@ async fn a_dump_restores_without_an_error_and_without_calls() {
     assert_eq!(copy.run(policies), system.database.run(policies));
     assert!(copy.run(policies).contains("own"));
     assert_eq!(copy.run("select count(*) from extension_invocations"), "0");
+}
+
+/// The events published until `enough` says so, by type.
+async fn events(
+    subscriber: &mut async_nats::Subscriber,
+    mut enough: impl FnMut(&[(String, Value)]) -> bool,
+) -> Vec<(String, Value)> {
+    let mut seen = Vec::new();
+    let take = |message: async_nats::Message| {
+        let event: Value = serde_json::from_slice(&message.payload).expect("JSON");
+        (
+            event["type"].as_str().expect("a type").to_owned(),
+            event["data"].clone(),
+        )
+    };
+    let work = async {
+        while !enough(&seen) {
+            seen.push(take(subscriber.next().await.expect("a subscription")));
+        }
+    };
+    let in_time = tokio::time::timeout(SOON, work).await.is_ok();
+    assert!(in_time, "not enough: {seen:#?}");
+    while let Some(Some(message)) = subscriber.next().now_or_never() {
+        seen.push(take(message));
+    }
+    seen
+}
+
+#[tokio::test]
+async fn events_are_published_once_by_one_bridge_of_three() {
+    let system = System::start().await;
+    let client = system.nats.connect().await;
+    let mut subscriber = client
+        .subscribe("beamline.bridge.v1.events")
+        .await
+        .expect("a subscription");
+    client.flush().await.expect("a server");
+    let mut bridges: Vec<Bridge> = (0..3).map(|_| system.bridge(&[])).collect();
+    let leaders = |bridges: &[Bridge]| -> Vec<usize> {
+        let leads = |bridge: &Bridge| bridge.log().contains("publishes the events");
+        (0..bridges.len()).filter(|n| leads(&bridges[*n])).collect()
+    };
+    let leader = eventually(SOON, async || match leaders(&bridges)[..] {
+        [leader] => Ok(leader),
+        ref leaders => Err(leaders.to_vec()),
+    })
+    .await;
+
+    // A transaction that is older and commits later; one that is open all the time.
+    let (late, open) = (system.database.connect().await, system.database.connect().await);
+    open.run("begin; select pg_current_xact_id()").await;
+    late.run(
+        "begin; insert into extensions (id, type, subject) values ('late', 'pre', 's.late');
+         savepoint one; update extensions set timeout_ms = 77 where id = 'late'",
+    )
+    .await;
+    system
+        .session
+        .run("insert into extensions (id, type, subject) values ('early', 'pre', 's.early')")
+        .await;
+    let of = |seen: &[(String, Value)], id: &str| {
+        let mut kinds: Vec<String> = seen
+            .iter()
+            .filter(|(_, data)| data["extension_id"] == id)
+            .map(|(kind, data)| format!("{kind} {}", data["action"].as_str().unwrap_or_default()))
+            .collect();
+        kinds.sort();
+        kinds
+    };
+    let mut seen = events(&mut subscriber, |seen| !of(seen, "early").is_empty()).await;
+    assert_eq!(of(&seen, "late"), [""; 0]);
+    late.run("commit").await;
+    seen.extend(events(&mut subscriber, |seen| of(seen, "late").len() >= 2).await);
+    system
+        .session
+        .run("delete from extensions where id = 'early'; insert into extension_instances (extension_id, instance_id, subject) values ('late', 'i', 's')")
+        .await;
+    for _ in 0..5 {
+        system
+            .session
+            .run("select ext_report('normalize_text', 'error', 1)")
+            .await;
+    }
+    seen.extend(
+        events(&mut subscriber, |seen| {
+            seen.iter().any(|(kind, _)| kind == "circuit_state_updated") && of(seen, "late").len() == 1
+        })
+        .await,
+    );
+    let moved: Vec<&Value> = seen
+        .iter()
+        .filter(|(kind, _)| kind == "circuit_state_updated")
+        .map(|(_, data)| data)
+        .collect();
+    assert_eq!(
+        (moved.len(), &moved[0]["extension_id"], &moved[0]["to_state"]),
+        (1, &json!("normalize_text"), &json!("open")),
+        "{moved:?}"
+    );
+    assert_eq!(
+        of(&seen, "early"),
+        ["extension_created create", "extension_deleted delete"]
+    );
+    assert_eq!(
+        of(&seen, "late"),
+        [
+            "extension_created create",
+            "extension_updated create",
+            "extension_updated update"
+        ]
+    );
+
+    // The leader goes; another goes on where it was. While a transaction is open, it could not tell what had been published.
+    open.run("commit").await;
+    let written = "select (transaction_id > (select max(transaction_id) from extension_audit_log))::text from extension_publications";
+    eventually(SOON, async || match system.session.one(written, &[]).await.as_str() {
+        "true" => Ok(()),
+        _ => Err(system
+            .session
+            .one("select p::text from extension_publications p", &[])
+            .await),
+    })
+    .await;
+    bridges[leader].kill();
+    for n in 0..20 {
+        system
+            .session
+            .run(&format!(
+                "update extensions set timeout_ms = {} where id = 'late'",
+                1000 + n
+            ))
+            .await;
+    }
+    let after = events(&mut subscriber, |seen| of(seen, "late").len() >= 20).await;
+    seen.extend(after);
+    let mut ids = BTreeMap::<String, usize>::new();
+    for (_, data) in &seen {
+        *ids.entry(data["id"].to_string()).or_default() += 1;
+    }
+    let twice: Vec<_> = ids.iter().filter(|(_, count)| **count > 1).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+    assert_eq!(of(&seen, "late").len(), 23);
 }
 
 #[tokio::test]

@@ -110,7 +110,7 @@ async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String,
     Lines::good("postgres", &format!("server {number}, as {user}"));
     Lines::good("extension", &format!("ext_registry {version} in schema {schema}"));
     // Without the last ones the bridge serves, and shows or does less.
-    let rights: [(&str, &str); 9] = [
+    let rights: [(&str, &str); 10] = [
         ("ext_select_many", include_str!("../queries/decide.sql")),
         ("ext_report_many", include_str!("../queries/report.sql")),
         ("extension_policies", include_str!("../queries/policies.sql")),
@@ -120,6 +120,7 @@ async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String,
         ("extension_breaker_events", include_str!("../queries/openings.sql")),
         ("extension_invocations", include_str!("../queries/claim.sql")),
         ("_ext_all_invocations", include_str!("../queries/finish.sql")),
+        ("extension_publications", include_str!("../queries/published.sql")),
     ];
     for (place, (what, sql)) in rights.into_iter().enumerate() {
         let sql = in_schema(sql, &schema);

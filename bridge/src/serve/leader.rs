@@ -26,3 +26,23 @@ impl Lead {
         Ok(self.held)
     }
 }
+
+/// A key for a name: FNV-1a, the same in every version.
+pub fn key_of(name: &str) -> i64 {
+    name.bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+        .cast_signed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_those_of_fnv() {
+        assert_eq!(key_of("").cast_unsigned(), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(key_of("foobar").cast_unsigned(), 0x8594_4171_f739_67e8);
+    }
+}

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod clock;
 pub mod event_loop;
+pub mod events;
 pub mod grpc;
 pub mod http;
 pub mod leader;
@@ -187,6 +188,7 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
         stopped,
     ));
     let queue = queue::Queue::start(&settings, source, handles.clone(), Arc::clone(&metrics));
+    tokio::spawn(events::serve(settings.clone(), source));
     tracing::info!(
         source = source.as_str(),
         prefix = settings.prefix,
