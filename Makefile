@@ -14,10 +14,12 @@ PG_FEATURE = --no-default-features --features pg$(PG_MAJOR)
 # With no right to write into Postgres's own directories, cargo-pgrx asks sudo.
 INSTALL_SUDO = $(shell test -w "$$($(PG_CONFIG_PATH) --pkglibdir)" || echo --sudo)
 PURE_CRATES = -p ext_registry_core -p ext-bridge -p ext_registry_tests
+# Workspaces of their own.
+BENCH_CRATES = bench/instructions bench/peers
 # Arguments of the benchmark, such as BENCH="--figures 1,3 --rounds 3".
 BENCH ?=
 
-.PHONY: help setup install bridge services run demo test bench lint fmt clean
+.PHONY: help setup install bridge services run demo test fuzz bench lint fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -43,11 +45,15 @@ demo: install bridge services ## the same tour, checked step by step; ends by it
 test: setup install bridge services ## every test: core, bridge, and the whole system against real servers
 	$(CARGO) test --no-fail-fast $(PURE_CRATES)
 
+fuzz: ## random input for the core, FUZZ_SECONDS (60) for each target; installs cargo-fuzz if it is missing
+	@scripts/fuzz.sh
+
 bench: install bridge ## the figures of speed, side by side with what they are compared to
 	@bench/run $(BENCH)
 
 lint: install ## formatting, clippy with warnings as errors, shell, licences of dependencies, safety of the SQL
 	$(CARGO) fmt --all --check
+	for crate in $(BENCH_CRATES); do $(CARGO) fmt --check --manifest-path $$crate/Cargo.toml; done
 	$(CARGO) clippy $(PURE_CRATES) -p ext_registry_bench --all-targets -- -D warnings
 	$(CARGO) clippy -p ext_registry $(PG_FEATURE) -- -D warnings
 	@scripts/lint-scripts.sh
@@ -56,6 +62,7 @@ lint: install ## formatting, clippy with warnings as errors, shell, licences of 
 
 fmt: ## format the Rust sources
 	$(CARGO) fmt --all
+	for crate in $(BENCH_CRATES); do $(CARGO) fmt --manifest-path $$crate/Cargo.toml; done
 
 clean: ## remove everything that was built, the tools of `make setup` under target/ too
 	$(CARGO) clean

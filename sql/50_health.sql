@@ -15,11 +15,11 @@ as 'MODULE_PATHNAME', '_ext_live_versions';
 comment on function @extschema@._ext_live_versions(text) is
     'Live state of an extension''s versions, the one that the row of extensions is included.';
 
-create function @extschema@._ext_live_instances(id text) returns setof @extschema@._ext_live_instance
-language c volatile strict parallel safe rows 5
-as 'MODULE_PATHNAME', '_ext_live_instances';
+create function @extschema@._ext_live_instance(extension_id text, instance_id text) returns @extschema@._ext_live_instance
+language c volatile strict parallel safe
+as 'MODULE_PATHNAME', '_ext_live_instance';
 
-comment on function @extschema@._ext_live_instances(text) is 'Live state of an extension''s instances.';
+comment on function @extschema@._ext_live_instance(text, text) is 'Live state of an instance.';
 
 create function @extschema@._ext_merged_latency(
     out samples bigint,
@@ -224,9 +224,8 @@ select
     l.in_flight,
     i.last_health_check,
     l.updated_at
-from @extschema@.extensions e
-cross join lateral @extschema@._ext_live_instances(e.id) l
-join @extschema@.extension_instances i on i.extension_id = e.id and i.instance_id = l.instance_id;
+from @extschema@.extension_instances i
+cross join lateral @extschema@._ext_live_instance(i.extension_id, i.instance_id) l;
 
 comment on view @extschema@.extension_instance_health is 'Health of every instance.';
 comment on column @extschema@.extension_instance_health.extension_id is 'The extension.';

@@ -109,7 +109,7 @@ as $$
         l.versions, l.eligible, l.effective_weight, l.ejected_until,
         l.success_count, l.failure_count, l.success_rate, l.p95_latency_ms, l.in_flight
     from @extschema@.extension_instances i
-    left join @extschema@._ext_live_instances(ext_instances.id) l on l.instance_id = i.instance_id
+    cross join lateral @extschema@._ext_live_instance(i.extension_id, i.instance_id) l
     where i.extension_id = ext_instances.id
     order by i.instance_id
 $$;

@@ -82,7 +82,7 @@ as $$
             ('viewer', 'execute', 'function', '_ext_epoch'),
             ('viewer', 'execute', 'function', '_ext_live_extension'),
             ('viewer', 'execute', 'function', '_ext_live_versions'),
-            ('viewer', 'execute', 'function', '_ext_live_instances'),
+            ('viewer', 'execute', 'function', '_ext_live_instance'),
             ('viewer', 'execute', 'function', '_ext_merged_latency'),
             ('viewer', 'execute', 'function', '_ext_status'),
             ('viewer', 'execute', 'function', '_ext_triggers'),
@@ -183,7 +183,7 @@ as $$
             ('bridge', 'execute', 'function', '_ext_epoch'),
             ('bridge', 'execute', 'function', '_ext_live_extension'),
             ('bridge', 'execute', 'function', '_ext_live_versions'),
-            ('bridge', 'execute', 'function', '_ext_live_instances'),
+            ('bridge', 'execute', 'function', '_ext_live_instance'),
             ('bridge', 'execute', 'function', '_ext_merged_latency'),
             ('bridge', 'execute', 'function', '_ext_status'),
             ('bridge', 'execute', 'function', '_ext_triggers')

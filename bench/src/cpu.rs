@@ -85,6 +85,19 @@ impl Snapshot {
     }
 }
 
+/// Time that one process has spent on the processors so far, in s; exact, where `/proc/PID/stat` counts ticks.
+pub fn on_processor(pid: u32) -> Option<f64> {
+    let schedstat = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+    Some(schedstat.split(' ').next()?.parse::<u64>().ok()? as f64 / 1e9)
+}
+
+/// Memory of one process that it shares with nobody, in MiB.
+pub fn own_memory(pid: u32) -> Option<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? / 1024.0)
+}
+
 fn ticks_per_second() -> f64 {
     static TICKS: LazyLock<f64> = LazyLock::new(|| {
         let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK);

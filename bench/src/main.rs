@@ -3,15 +3,17 @@
 //!
 //! - [`figures`]: one file per figure; a new one is a file there and a line in [`figures::ALL`]
 //! - [`rounds`]: cases that take turns, and what is kept of each; [`cpu`]: CPU time of processes
-//! - [`database`], [`pgbench`]: statements; [`bus`]: calls over NATS; [`roles`]: the processes those take
+//! - [`database`], [`pgbench`], [`client`]: statements; [`bus`]: calls over NATS; [`roles`]: the processes those take
 //! - [`results`]: the table and the JSON
 //!
 //! Nothing is measured unchecked: each run proves that its decisions were allowed and that as many outcomes were counted as
 //! calls were made, or the whole ends in an error.
 
 mod bus;
+mod client;
 mod cpu;
 mod database;
+mod figure;
 mod figures;
 mod pgbench;
 mod results;
@@ -24,7 +26,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use ext_registry_tests::places;
 
-use crate::figures::{ALL, Effort};
+use crate::figure::Effort;
+use crate::figures::ALL;
 
 /// What went wrong, for the one who started the benchmark.
 type Failure = Box<dyn std::error::Error>;
@@ -98,7 +101,7 @@ fn measure(arguments: &Arguments) -> Result<(), Failure> {
     }
     std::fs::write(
         &path,
-        serde_json::to_string_pretty(&results::json(&effort, &lines))? + "\n",
+        serde_json::to_string_pretty(&results::json(effort.seconds, effort.rounds, &lines))? + "\n",
     )?;
     println!("\nThe same as JSON: {}", path.display());
     Ok(())

@@ -1,4 +1,4 @@
-//! Runs of pgbench. The first second warms up: each session compiles the registry for itself.
+//! Runs of pgbench. The first second, or more, warms up: each session compiles the registry for itself.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
@@ -21,6 +21,7 @@ pub struct Script {
     extensions: u32,
     variables: Vec<(&'static str, i64)>,
     options: &'static str,
+    warm_up: u64,
 }
 
 /// One run.
@@ -39,12 +40,24 @@ impl Script {
             extensions: EXTENSIONS,
             variables: Vec::new(),
             options: "",
+            warm_up: WARM_UP_SECONDS,
         }
     }
 
     /// All clients on one extension.
-    pub fn on_one(mut self) -> Self {
-        self.extensions = 1;
+    pub fn on_one(self) -> Self {
+        self.spread_over(1)
+    }
+
+    /// Spread over the first so many extensions.
+    pub fn spread_over(mut self, extensions: u32) -> Self {
+        self.extensions = extensions;
+        self
+    }
+
+    /// Seconds before what is measured.
+    pub fn with_warm_up(mut self, seconds: u64) -> Self {
+        self.warm_up = seconds;
         self
     }
 
@@ -71,9 +84,9 @@ impl Script {
     }
 
     /// How long a run takes in which `seconds` are measured.
-    pub fn run_seconds(seconds: u64) -> u64 {
+    fn run_seconds(&self, seconds: u64) -> u64 {
         // pgbench may be done before it tells of its last second, so there is one more.
-        WARM_UP_SECONDS + seconds + 1
+        self.warm_up + seconds + 1
     }
 
     fn command(&self, database: &Database, seconds: u64) -> Command {
@@ -92,7 +105,7 @@ impl Script {
             .arg(format!("--client={CLIENTS}"))
             .arg(format!("--jobs={}", CLIENTS.min(cores)))
             .arg(format!("--protocol={}", self.protocol))
-            .arg(format!("--time={}", Self::run_seconds(seconds)))
+            .arg(format!("--time={}", self.run_seconds(seconds)))
             .arg(format!("--define=extensions={}", self.extensions))
             .arg(format!("--define=context={CONTEXT}"));
         for (name, value) in &self.variables {
@@ -130,7 +143,7 @@ impl Script {
         let transactions =
             number(&said, "number of transactions actually processed: ").ok_or("pgbench counted nothing")?;
 
-        let (first, last) = (WARM_UP_SECONDS as usize - 1, (WARM_UP_SECONDS + seconds) as usize - 1);
+        let (first, last) = (self.warm_up as usize - 1, (self.warm_up + seconds) as usize - 1);
         if marks.len() <= last {
             return Err(format!("pgbench told of {} seconds only: {said}", marks.len()).into());
         }

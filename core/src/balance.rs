@@ -7,42 +7,109 @@
 //! total: 5/1/1 gives a a b a c a a). Where that would leave a member more than one pick off, and for long cycles, the quota
 //! method is used: among the members that may be picked without exceeding their upper quota, the one whose next pick is due first
 //! (R. Tijdeman, "The chairman assignment problem", 1980), whose deviation is below one for any weights.
+//!
+//! Among many members those of equal weight form a class: the cycle is one of classes, and within a class members take turns. A member is then
+//! off by less than its part of the class's deviation plus that of the turns, 1/k + (k-1)/k for k of them: below one again, with a cycle
+//! whose length depends on the weights there are and not on the number of members.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 /// Longest cycle kept as it is; longer ones are scaled down by largest remainder.
 pub const MAX_CYCLE: u64 = 1 << 16;
 /// Up to this many (members x picks) nginx's method is tried first.
 const SMOOTH_EFFORT: u64 = 1 << 18;
+/// From this many members on they are put into classes.
+const MANY: usize = 64;
 
-/// One cycle of weighted round robin over members `0..n`.
+/// Weighted round robin over members `0..n`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule {
     cycle: Box<[u32]>,
+    /// Empty: the cycle is one of members. Otherwise it is one of classes.
+    classes: Box<[Class]>,
+    /// Of each pick of a cycle of classes: how many of its class come before it.
+    before: Box<[u32]>,
+}
+
+/// Members of equal weight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Class {
+    members: Box<[u32]>,
+    /// Picks of the class in one cycle.
+    picks: u64,
 }
 
 impl Schedule {
     /// The cycle for these weights; a zero weight is never picked. `None` if there is nothing to pick.
     pub fn new(weights: &[u32]) -> Option<Self> {
-        let weights = reduce(weights)?;
-        let total: u64 = weights.iter().sum();
-        if total * weights.len() as u64 <= SMOOTH_EFFORT
-            && let Some(cycle) = smooth(&weights, total)
+        let reduced = reduce(weights.iter().map(|&w| u64::from(w)))?;
+        let total: u64 = reduced.iter().sum();
+        if total * reduced.len() as u64 <= SMOOTH_EFFORT
+            && let Some(cycle) = smooth(&reduced, total)
         {
-            return Some(Self { cycle });
+            return Some(Self::of_members(cycle));
         }
+        if weights.len() < MANY {
+            return Some(Self::of_members(quota(&reduced, total)));
+        }
+        Self::of_classes(weights)
+    }
+
+    fn of_members(cycle: Box<[u32]>) -> Self {
+        Self {
+            cycle,
+            classes: Box::default(),
+            before: Box::default(),
+        }
+    }
+
+    fn of_classes(weights: &[u32]) -> Option<Self> {
+        let mut by_weight: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for (member, weight) in (0u32..).zip(weights).filter(|(_, weight)| **weight > 0) {
+            by_weight.entry(*weight).or_default().push(member);
+        }
+        let of_classes = by_weight
+            .iter()
+            .map(|(weight, members)| u64::from(*weight) * members.len() as u64);
+        let reduced = reduce(of_classes)?;
+        let cycle = quota(&reduced, reduced.iter().sum());
+        let mut picks = vec![0; reduced.len()];
+        let mut count = |class: &u32| {
+            let picks = &mut picks[*class as usize];
+            *picks += 1;
+            *picks as u32 - 1
+        };
+        let before = cycle.iter().map(&mut count).collect();
+        let class = |(members, picks): (Vec<u32>, u64)| Class {
+            members: members.into(),
+            picks,
+        };
         Some(Self {
-            cycle: quota(&weights, total),
+            cycle,
+            classes: by_weight.into_values().zip(picks).map(class).collect(),
+            before,
         })
     }
 
     /// The member whose turn it is.
     pub fn pick(&self, turn: u64) -> usize {
-        match self.cycle.len() as u64 {
-            // Cycles of one and of powers of two spare the division.
-            length if length.is_power_of_two() => self.cycle[(turn & (length - 1)) as usize] as usize,
-            length => self.cycle[(turn % length) as usize] as usize,
+        let length = self.cycle.len() as u64;
+        // Cycles of one and of powers of two spare the division.
+        let place = if length.is_power_of_two() {
+            turn & (length - 1)
+        } else {
+            turn % length
+        };
+        let picked = self.cycle[place as usize] as usize;
+        match self.classes.get(picked) {
+            None => picked,
+            Some(class) => {
+                let before = (turn / length)
+                    .wrapping_mul(class.picks)
+                    .wrapping_add(self.before[place as usize].into());
+                class.members[(before % class.members.len() as u64) as usize] as usize
+            }
         }
     }
 
@@ -58,12 +125,12 @@ impl Schedule {
 }
 
 /// Weights divided by their greatest common divisor, and scaled to [`MAX_CYCLE`] picks where they have more.
-fn reduce(weights: &[u32]) -> Option<Vec<u64>> {
-    let divisor = weights.iter().fold(0, |a, &b| gcd(a, u64::from(b)));
+fn reduce(weights: impl Iterator<Item = u64> + Clone) -> Option<Vec<u64>> {
+    let divisor = weights.clone().fold(0, gcd);
     if divisor == 0 {
         return None;
     }
-    let reduced: Vec<u64> = weights.iter().map(|&w| u64::from(w) / divisor).collect();
+    let reduced: Vec<u64> = weights.map(|w| w / divisor).collect();
     let total: u64 = reduced.iter().sum();
     if total <= MAX_CYCLE {
         return Some(reduced);
@@ -155,13 +222,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The greatest distance of a member from its share over all prefixes of two cycles, in picks.
-    fn deviation(weights: &[u32], cycle: &[u32]) -> f64 {
+    /// The greatest distance of a member from its share over all prefixes, in picks.
+    fn deviation(weights: &[u32], turns: usize, pick: impl Fn(u64) -> usize) -> f64 {
         let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
         let mut counts = vec![0f64; weights.len()];
         let mut worst = 0f64;
-        for turn in 0..2 * cycle.len() {
-            counts[cycle[turn % cycle.len()] as usize] += 1.0;
+        for turn in 0..turns {
+            counts[pick(turn as u64)] += 1.0;
             for (i, &w) in weights.iter().enumerate() {
                 worst = worst.max((counts[i] - (turn as f64 + 1.0) * f64::from(w) / total).abs());
             }
@@ -190,26 +257,47 @@ mod tests {
         let weights: Vec<u32> = (0..10_000).map(|i| 1 + i * 37 % 199).collect();
         let schedule = Schedule::new(&weights).unwrap();
         assert!(schedule.len() as u64 <= MAX_CYCLE + weights.len() as u64);
-        let mut seen = vec![false; weights.len()];
-        (0..schedule.len() as u64).for_each(|turn| seen[schedule.pick(turn)] = true);
-        assert!(seen.into_iter().all(|s| s));
+        // Shares of a scaled cycle are those of classes: nobody drifts away from its own.
+        let total: u64 = weights.iter().map(|&w| u64::from(w)).sum();
+        let mut counts = vec![0u64; weights.len()];
+        (0..5 * total).for_each(|turn| counts[schedule.pick(turn)] += 1);
+        for (count, weight) in counts.into_iter().zip(weights) {
+            assert!(count.abs_diff(5 * u64::from(weight)) <= 2, "{count} for 5 x {weight}");
+        }
+    }
+
+    #[test]
+    fn many_of_few_weights_have_a_short_cycle() {
+        let weights: Vec<u32> = (0..10_000).map(|i| [50, 100, 100][i % 3]).collect();
+        assert!(Schedule::new(&weights).unwrap().len() < 10_000);
+        assert_eq!(Schedule::new(&vec![100; 10_000]).unwrap().len(), 1);
     }
 
     proptest! {
         #[test]
         fn within_one_of_the_share(weights in prop::collection::vec(0u32..=200, 1..12)) {
             if let Some(schedule) = Schedule::new(&weights) {
-                let worst = deviation(&weights, &schedule.cycle);
+                let worst = deviation(&weights, 2 * schedule.len(), |turn| schedule.pick(turn));
+                prop_assert!(worst < 1.0, "{worst}");
+            }
+        }
+
+        #[test]
+        fn within_one_among_many_too(kinds in prop::collection::vec(0u32..=200, 1..6), number in 64usize..300, seed: u64) {
+            let pick = |n: u64| (seed.wrapping_mul(n + 1).rotate_left(n as u32 % 64) >> 7) as usize % kinds.len();
+            let weights: Vec<u32> = (0..number as u64).map(|n| kinds[pick(n)]).collect();
+            if let Some(schedule) = Schedule::new(&weights) {
+                let worst = deviation(&weights, 3000, |turn| schedule.pick(turn));
                 prop_assert!(worst < 1.0, "{worst}");
             }
         }
 
         #[test]
         fn the_quota_method_too(weights in prop::collection::vec(1u32..=60, 1..40)) {
-            let reduced = reduce(&weights).unwrap();
+            let reduced = reduce(weights.iter().map(|&w| u64::from(w))).unwrap();
             let cycle = quota(&reduced, reduced.iter().sum());
             prop_assert_eq!(cycle.len() as u64, reduced.iter().sum::<u64>());
-            let worst = deviation(&weights, &cycle);
+            let worst = deviation(&weights, 2 * cycle.len(), |turn| cycle[turn as usize % cycle.len()] as usize);
             prop_assert!(worst < 1.0, "{worst}");
         }
     }

@@ -174,6 +174,8 @@ pub struct Breaker {
     recovery: AtomicU64,
     /// The number of the last reset that has been applied.
     resets: AtomicU64,
+    /// The last failure or slow success in the window, microseconds since the Unix epoch.
+    bad_us: AtomicU64,
     leases: [AtomicU64; MAX_PROBES],
     window: Window,
     /// See [`followed`].
@@ -187,6 +189,7 @@ impl Default for Breaker {
             opened_us: AtomicU64::new(0),
             recovery: AtomicU64::new(0),
             resets: AtomicU64::new(0),
+            bad_us: AtomicU64::new(0),
             leases: [const { AtomicU64::new(0) }; MAX_PROBES],
             window: Window::default(),
             followed: followed::Followed::default(),
@@ -230,7 +233,22 @@ impl Breaker {
     /// Whether a call may go now, taking a lease if it is a probe that ends at `lease_until_us`.
     ///
     /// An open breaker whose time is over becomes half-open here.
+    #[inline]
     pub fn admit(&self, settings: &Settings, now_us: u64, lease_until_us: u64) -> Admitted {
+        let word = Word::unpack(self.word.load(Acquire));
+        // Nearly always.
+        if word.state == State::Closed && settings.mode != Mode::ForcedOpen {
+            return Admitted {
+                admission: Admission::Pass,
+                generation: word.generation,
+                transition: None,
+            };
+        }
+        self.admit_carefully(settings, now_us, lease_until_us)
+    }
+
+    #[cold]
+    fn admit_carefully(&self, settings: &Settings, now_us: u64, lease_until_us: u64) -> Admitted {
         let mut transition = None;
         loop {
             let raw = self.word.load(Acquire);
@@ -297,14 +315,10 @@ impl Breaker {
             (Mode::Auto, State::Open) if now_ms < word.at_ms => Admission::Refused(Some((word.at_ms - now_ms) * 1000)),
             (Mode::Auto, State::Open) => probe,
             (Mode::Auto, State::HalfOpen) => {
-                let slots = &self.leases[..settings.probes()];
-                if slots
-                    .iter()
-                    .any(|slot| Slot(slot.load(Relaxed)).is_free(word.generation, now_ms))
-                {
+                if self.free_probes(settings, now_us) > 0 {
                     probe
                 } else {
-                    Admission::Refused(Some(self.earliest_end(settings, word.generation, now_ms)))
+                    Admission::Refused(Some(self.earliest_end(word.generation, now_ms)))
                 }
             }
         }
@@ -313,17 +327,23 @@ impl Breaker {
     /// How many more probes would be let through now, where [`Breaker::peek`] says that calls probe.
     pub fn free_probes(&self, settings: &Settings, now_us: u64) -> usize {
         let word = Word::unpack(self.word.load(Acquire));
-        let slots = &self.leases[..settings.probes()];
-        let is_free = |slot: &&AtomicU64| Slot(slot.load(Relaxed)).is_free(word.generation, word_ms(now_us));
+        let now_ms = word_ms(now_us);
+        let is_free = |slot: &&AtomicU64| Slot(slot.load(Relaxed)).is_free(word.generation, now_ms);
         match word.state {
-            State::HalfOpen => slots.iter().filter(is_free).count(),
-            State::Open | State::Closed => slots.len(),
+            State::HalfOpen => {
+                let room = self.room(settings, word.generation, now_ms);
+                self.leases[..room].iter().filter(is_free).count()
+            }
+            State::Open | State::Closed => settings.probes(),
         }
     }
 
     fn take_lease(&self, settings: &Settings, generation: u32, now_ms: u64, until_ms: u64) -> Admission {
         let taken = Slot::live(generation, until_ms.max(now_ms + 1));
-        for (index, slot) in self.leases[..settings.probes()].iter().enumerate() {
+        for (index, slot) in self.leases[..self.room(settings, generation, now_ms)]
+            .iter()
+            .enumerate()
+        {
             let seen = slot.load(Relaxed);
             if Slot(seen).is_free(generation, now_ms) && slot.compare_exchange(seen, taken, AcqRel, Relaxed).is_ok() {
                 return Admission::Probe(Lease {
@@ -332,15 +352,23 @@ impl Breaker {
                 });
             }
         }
-        Admission::Refused(Some(self.earliest_end(settings, generation, now_ms)))
+        Admission::Refused(Some(self.earliest_end(generation, now_ms)))
+    }
+
+    /// How many slots may be taken: fewer, where more probes were asked for before and some of those are still under way.
+    fn room(&self, settings: &Settings, generation: u32, now_ms: u64) -> usize {
+        let is_taken = |slot: &&AtomicU64| !Slot(slot.load(Relaxed)).is_free(generation, now_ms);
+        let beyond = self.leases[settings.probes()..].iter().filter(is_taken).count();
+        settings.probes().saturating_sub(beyond)
     }
 
     /// Microseconds until the first live lease ends; a moment where all are done and the breaker is about to move.
-    fn earliest_end(&self, settings: &Settings, generation: u32, now_ms: u64) -> u64 {
-        let ends = self.leases[..settings.probes()]
+    fn earliest_end(&self, generation: u32, now_ms: u64) -> u64 {
+        let ends = self
+            .leases
             .iter()
             .map(|slot| Slot(slot.load(Relaxed)))
-            .filter(|slot| slot.is_of(generation) && !slot.is_done())
+            .filter(|slot| slot.is_of(generation) && !slot.is_done() && slot.deadline_ms() >= now_ms)
             .map(|slot| (slot.deadline_ms() + 1).saturating_sub(now_ms) * 1000);
         ends.min().unwrap_or(1000)
     }
@@ -381,8 +409,7 @@ impl Breaker {
         match word.state {
             State::Closed => {
                 self.count(settings, report, now_us);
-                let bad = report.verdict == Verdict::Failure || (report.verdict == Verdict::Success && report.slow);
-                if !bad {
+                if !self.may_tip(settings, report, now_us) {
                     return None;
                 }
                 let tally = self.window.tally(settings.window_us, now_us);
@@ -391,23 +418,38 @@ impl Breaker {
             }
             // Without a ticket it can only speak for a probe that is under way: the one that ends first.
             State::HalfOpen if report.generation.is_none() => {
-                let lease = self.oldest_lease(settings, word.generation, word_ms(now_us))?;
+                let lease = self.oldest_lease(word.generation, word_ms(now_us))?;
                 self.report_probe(settings, report, lease, now_us, random)
             }
             State::Open | State::HalfOpen => None,
         }
     }
 
-    fn count(&self, settings: &Settings, report: Report, now_us: u64) {
+    /// Whether an outcome can bring the window to a threshold. A good one can where there is something bad in it: it may be the one that
+    /// makes enough outcomes to judge, or older good ones have left the window since.
+    fn may_tip(&self, settings: &Settings, report: Report, now_us: u64) -> bool {
         match report.verdict {
-            Verdict::Neutral => {}
-            Verdict::Success => self.window.record(settings.window_us, now_us, false, report.slow),
-            Verdict::Failure => self.window.record(settings.window_us, now_us, true, false),
+            Verdict::Neutral => false,
+            Verdict::Success if !report.slow => self.bad_us.load(Relaxed) + settings.window_us > now_us,
+            Verdict::Success | Verdict::Failure => true,
         }
     }
 
-    fn oldest_lease(&self, settings: &Settings, generation: u32, now_ms: u64) -> Option<Lease> {
-        self.leases[..settings.probes()]
+    fn count(&self, settings: &Settings, report: Report, now_us: u64) {
+        let failed = match report.verdict {
+            Verdict::Neutral => return,
+            Verdict::Success => false,
+            Verdict::Failure => true,
+        };
+        if failed || report.slow {
+            self.bad_us.store(now_us, Relaxed);
+        }
+        self.window
+            .record(settings.window_us, now_us, failed, !failed && report.slow);
+    }
+
+    fn oldest_lease(&self, generation: u32, now_ms: u64) -> Option<Lease> {
+        self.leases
             .iter()
             .enumerate()
             .map(|(index, slot)| Lease {
@@ -640,13 +682,18 @@ impl Breaker {
     /// The words that survive a restart: state, last opening, resets, and the window. Leases do not: their calls are gone.
     pub fn words(&self) -> impl Iterator<Item = u64> {
         let word = self.word.load(Acquire);
-        [word, self.opened_us.load(Relaxed), self.resets.load(Relaxed)]
-            .into_iter()
-            .chain(self.window.words())
+        [
+            word,
+            self.opened_us.load(Relaxed),
+            self.resets.load(Relaxed),
+            self.bad_us.load(Relaxed),
+        ]
+        .into_iter()
+        .chain(self.window.words())
     }
 
     /// How many words [`Breaker::words`] gives.
-    pub const WORDS: usize = 3 + Window::WORDS;
+    pub const WORDS: usize = 4 + Window::WORDS;
 
     /// Puts back what [`Breaker::words`] gave. Only while nobody else uses it.
     pub fn restore(&self, mut words: impl Iterator<Item = u64>) {
@@ -654,6 +701,7 @@ impl Breaker {
         let word = next();
         self.opened_us.store(next(), Relaxed);
         self.resets.store(next(), Relaxed);
+        self.bad_us.store(next(), Relaxed);
         self.window.restore(words);
         self.word.store(word, Release);
     }

@@ -15,6 +15,7 @@ use crate::ejection::{self, RAMP_STEPS};
 use crate::levels::{self, Level};
 use crate::model::{Balancing, ExtensionRow, Health, InstanceRow, Kind, Tenants, VersionRow};
 use crate::natural;
+use crate::rendezvous;
 use crate::rules::{RuleError, RuleSet};
 
 /// An extension ready to decide.
@@ -94,6 +95,8 @@ pub struct Instance {
     pub available: bool,
     /// Why it is not eligible, by what is declared.
     pub ineligible: Option<&'static str>,
+    /// What it is known by in consistent hashing.
+    pub seed: u64,
 }
 
 /// The instances that serve one version, as positions in [`Compiled::instances`].
@@ -173,7 +176,10 @@ impl Compiled {
                 .map(|(place, _)| place)
                 .collect()
         };
-        let compiled_instances: Box<[Instance]> = instances.iter().map(Instance::new).collect();
+        let compiled_instances: Box<[Instance]> = instances
+            .iter()
+            .map(|instance| Instance::new(&row.id, instance))
+            .collect();
         let pool = |name: &str, subject: &str| Pool::new(bound(name, subject), &compiled_instances);
 
         let mut targets: Vec<Box<str>> = row.versions.iter().map(|v| v.version.as_str().into()).collect();
@@ -229,8 +235,10 @@ impl Compiled {
 
     /// Roughly what it takes in memory, its schedules included.
     pub fn bytes(&self) -> usize {
-        let version = |v: &Version| size_of::<Version>() + v.config.len() + v.subject.len() + 64 * v.pool.members.len();
-        let instance = |i: &Instance| size_of::<Instance>() + i.subject.len() + i.id.len();
+        // Beside what they hold: boxes of an allocator, and the cycle of a pool.
+        let version =
+            |v: &Version| size_of::<Version>() + 160 + v.config.len() + v.subject.len() + 64 * v.pool.members.len();
+        let instance = |i: &Instance| size_of::<Instance>() + 64 + i.subject.len() + i.id.len();
         size_of::<Self>()
             + self.rules_bytes
             + self.versions.iter().map(version).sum::<usize>()
@@ -309,7 +317,7 @@ impl Version {
 }
 
 impl Instance {
-    fn new(row: &InstanceRow) -> Self {
+    fn new(extension_id: &str, row: &InstanceRow) -> Self {
         let ineligible = if !row.enabled {
             Some("disabled")
         } else if row.draining {
@@ -331,6 +339,7 @@ impl Instance {
             },
             available: row.enabled && !row.draining,
             ineligible,
+            seed: rendezvous::hash(extension_id, &row.instance_id, ""),
         }
     }
 }

@@ -119,6 +119,10 @@ pub(crate) fn ms(us: f64) -> f64 {
 /// Rank (1 to `n`) of the `q`-quantile of `n` samples: `ceil(q * n)`, with `q` taken within 0..=1.
 /// One ulp is taken off `q` first, as HdrHistogram does, lest 0.07 * 100 = 7.000000000000001 become 8.
 pub(crate) fn rank(q: f64, n: u64) -> u64 {
+    // A double does not tell the last of many samples from the one before.
+    if q >= 1.0 {
+        return n.max(1);
+    }
     ((q.clamp(0.0, 1.0).next_down() * n as f64).ceil() as u64).clamp(1, n.max(1))
 }
 

@@ -19,6 +19,11 @@ pub fn hash(salt: &str, candidate: &str, key: &str) -> u64 {
     hasher.digest()
 }
 
+/// The hash of a candidate for a key, where the candidate is known by a hash of its own: for choices among many.
+pub fn seeded(candidate: u64, key: &str) -> u64 {
+    xxhash_rust::xxh3::xxh3_64_with_seed(key.as_bytes(), candidate)
+}
+
 /// The score of a candidate of this weight (> 0) for a hash; the least wins.
 pub fn score(hash: u64, weight: f64) -> f64 {
     // 53 bits, never zero: u lies in (0, 1).

@@ -76,7 +76,10 @@ impl Scalars {
             }
         }
         if strings.len() <= Self::FEW {
-            scalars.few = strings.into_iter().collect();
+            let mut few: Vec<Box<str>> = strings.into_iter().collect();
+            // In an order, so that every session takes as long.
+            few.sort_unstable();
+            scalars.few = few.into();
         } else {
             scalars.many = strings;
         }

@@ -27,6 +27,11 @@ const UNKNOWN: u32 = u32::MAX;
 /// How long a target without a place waits before it asks again, in microseconds.
 const ASK_AGAIN_US: u64 = 1_000_000;
 
+/// What a ready-made row takes, with its place in the map.
+const TEMPLATE_BYTES: usize = 400;
+/// So many are kept of one extension.
+pub const MAX_TEMPLATES: usize = 1024;
+
 /// Ready-made rows by (row type, version, instance).
 pub type Templates = SmallMap<(u32, u32, u32), Rc<[u64]>>;
 
@@ -91,6 +96,12 @@ impl Image {
             let known = extras.primary.iter().find(|(version, _)| version == name);
             known.map_or(0, |(_, word)| *word)
         };
+        // One ready-made row for each version and each of its instances, in the end.
+        let rows: usize = compiled
+            .versions
+            .iter()
+            .map(|version| version.pool.members.len().max(1))
+            .sum();
         let keys = compiled
             .targets
             .iter()
@@ -116,7 +127,10 @@ impl Image {
             fitness: Remembered::default(),
             ask_again_us: Cell::new(0),
             templates: RefCell::default(),
-            bytes: compiled.bytes() + 32 * (versions + instances),
+            bytes: size_of::<Self>()
+                + compiled.bytes()
+                + 64 * (versions + instances)
+                + TEMPLATE_BYTES * rows.min(MAX_TEMPLATES),
             compiled,
         }
     }

@@ -39,14 +39,12 @@ unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation:
     session::with(|session| {
         if tag == 0 || tag == EVERYTHING {
             session.mark_all();
-            session.tables = None;
-            session.row_types.clear();
+            session.mark_table();
         } else if tag > EVERYTHING {
             session.mark(tag);
         } else if session.tables.as_ref().is_some_and(|tables| tables.contains(relation)) {
             // ALTER, DROP, VACUUM or ANALYZE of a table of ours: where it is and its shape may be another. Rows have not changed.
-            session.tables = None;
-            session.row_types.clear();
+            session.mark_table();
         }
     });
 }

@@ -371,7 +371,8 @@ pub struct Extras {
 /// Reads an extension. `None`: it is not registered.
 pub fn extension(tables: &Tables, id: &str) -> Option<(ExtensionRow, Extras)> {
     // One snapshot for all tables: half of somebody's transaction must not be seen. Taken for a table that is no catalog it is always
-    // a fresh one; on an error Postgres releases it.
+    // a fresh one; on an error Postgres releases it. Each table is locked only while it is read, or a decision would be part of deadlocks;
+    // one that is rewritten between the snapshot and its lock looks empty, and its message makes the session load again.
     // SAFETY: registered here, unregistered below.
     let snapshot = unsafe { pg_sys::RegisterSnapshot(pg_sys::GetCatalogSnapshot(tables.extensions.oid)) };
     let found = extension_as_of(snapshot, tables, id);

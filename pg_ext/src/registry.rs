@@ -15,6 +15,11 @@ use crate::tags::tag_of;
 use crate::tuple::RowType;
 use crate::{errors, invalidate, shmem};
 
+/// So often is loaded what changes while it is loaded.
+const MOST_LOADS: u32 = 3;
+/// So often what is rewritten meanwhile: each time somebody has committed an ALTER TABLE or the like.
+const MOST_VOID_LOADS: u32 = 1000;
+
 /// The image of an extension; `None` if it is not registered. Accepts what other sessions have committed first.
 pub fn get(function: pg_sys::Oid, id: &str) -> Option<Rc<Image>> {
     invalidate::accept();
@@ -28,7 +33,7 @@ pub fn get(function: pg_sys::Oid, id: &str) -> Option<Rc<Image>> {
     if check_id("extension_id", id).is_err() {
         return None;
     }
-    let tables = tables(function);
+    tables(function);
     // The tables may have been asked for only because one of them was vacuumed.
     match session::with(|session| session.known(tag, id)) {
         Known::Image(image) => return Some(image),
@@ -40,18 +45,22 @@ pub fn get(function: pg_sys::Oid, id: &str) -> Option<Rc<Image>> {
     loop {
         attempts += 1;
         session::with(|session| session.begin_load(tag));
+        let tables = tables(function);
         let image = load::extension(&tables, id).map(|(row, extras)| Rc::new(Image::new(row, &extras, &tables)));
         // SAFETY: reads transaction state.
         let own = unsafe { pg_sys::GetTopTransactionIdIfAny() }.into_inner() != 0;
-        // A message that came meanwhile makes it load again; an image that is stored stale is loaded anew by the next decision.
-        let clean = session::with(|session| {
-            let clean = session.load_is_clean();
-            if clean || attempts == 3 {
+        // What has changed meanwhile is loaded again, three times; then it is stored stale and loaded by the next decision: it is as
+        // old as the snapshot it was loaded by, and that is younger than the decision. What may be wrong is loaded until it is not.
+        let done = session::with(|session| {
+            let done = session.load_is_clean()
+                || !session.load_is_void() && attempts >= MOST_LOADS
+                || attempts >= MOST_VOID_LOADS;
+            if done {
                 session.store(tag, id, image.clone(), own);
             }
-            clean
+            done
         });
-        if clean || attempts == 3 {
+        if done {
             if let Some(image) = &image {
                 for warning in &image.compiled.warnings {
                     errors::warn(
@@ -62,6 +71,7 @@ pub fn get(function: pg_sys::Oid, id: &str) -> Option<Rc<Image>> {
             }
             return image;
         }
+        pgrx::check_for_interrupts!();
     }
 }
 

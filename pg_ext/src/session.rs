@@ -24,8 +24,8 @@ pub struct Session {
     generation: u64,
     bytes: usize,
     unknown: usize,
-    /// What is being loaded, and whether a message for it has come meanwhile.
-    loading: Option<(u32, bool)>,
+    /// What is being loaded.
+    loading: Option<Loading>,
     /// Tags loaded by a transaction that may have changed rows itself.
     pub own: Vec<u32>,
     /// Where the tables are.
@@ -39,6 +39,15 @@ pub struct Session {
     random: u64,
     /// Whether this session counts itself among those that may report.
     pub attached: bool,
+}
+
+/// A load under way, and the messages that have come meanwhile.
+struct Loading {
+    tag: u32,
+    /// What is loaded has changed since.
+    stale: bool,
+    /// A table has: it may have been rewritten since the snapshot, and then looks empty.
+    rewritten: bool,
 }
 
 /// The extensions of one tag: one, unless two ids have the same hash.
@@ -90,12 +99,32 @@ impl Session {
 
     /// A load of this tag begins: messages that come from now on make it load again.
     pub fn begin_load(&mut self, tag: u32) {
-        self.loading = Some((tag, false));
+        self.loading = Some(Loading {
+            tag,
+            stale: false,
+            rewritten: false,
+        });
     }
 
     /// Whether what was loaded is still right.
     pub fn load_is_clean(&self) -> bool {
-        self.loading.is_some_and(|(_, dirty)| !dirty)
+        self.loading
+            .as_ref()
+            .is_some_and(|loading| !loading.stale && !loading.rewritten)
+    }
+
+    /// Whether what was loaded may be wrong, and not only old.
+    pub fn load_is_void(&self) -> bool {
+        self.loading.as_ref().is_some_and(|loading| loading.rewritten)
+    }
+
+    /// A table of the registry has changed: where it is and its shape may be another. Called from callbacks.
+    pub fn mark_table(&mut self) {
+        self.tables = None;
+        self.row_types.clear();
+        if let Some(loading) = &mut self.loading {
+            loading.rewritten = true;
+        }
     }
 
     /// Keeps what was loaded. `own`: the transaction may have changed rows itself, so it is dropped if that is undone.
@@ -133,16 +162,16 @@ impl Session {
         if let Some(bucket) = self.buckets.get_mut(&tag) {
             bucket.stale = true;
         }
-        if let Some((loading, dirty)) = &mut self.loading {
-            *dirty |= *loading == tag;
+        if let Some(loading) = &mut self.loading {
+            loading.stale |= loading.tag == tag;
         }
     }
 
     /// Marks everything stale. Called from callbacks.
     pub fn mark_all(&mut self) {
         self.generation += 1;
-        if let Some((_, dirty)) = &mut self.loading {
-            *dirty = true;
+        if let Some(loading) = &mut self.loading {
+            loading.stale = true;
         }
     }
 

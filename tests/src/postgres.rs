@@ -103,6 +103,51 @@ impl Postgres {
         cluster
     }
 
+    /// A hot standby of this cluster that streams from it: `pg_basebackup`, then started. `settings` as in
+    /// [`Postgres::start`], above those of this cluster.
+    #[must_use]
+    pub fn standby(&self, settings: &[&str]) -> Self {
+        let directory = Directory::new("pg-", self.user);
+        let socket = Directory::short("xr-", self.user);
+        let port = ports::free();
+        let data = directory.path().join("data");
+        let mut command = Command::new(places::pg_program("pg_basebackup"));
+        command
+            .arg("-D")
+            .arg(&data)
+            .args([
+                "--write-recovery-conf",
+                "--checkpoint=fast",
+                "--no-sync",
+                "-h",
+                "127.0.0.1",
+            ])
+            .args(["-U", "postgres", "-p", &self.port.to_string()])
+            .current_dir(directory.path());
+        if let Some(user) = self.user {
+            user.apply(&mut command);
+        }
+        must_succeed(&command.output().expect("pg_basebackup can be started"));
+
+        let mut conf = format!(
+            "port = {port}\nunix_socket_directories = '{}'\nhot_standby = on\n",
+            socket.path().display()
+        );
+        for line in settings {
+            writeln!(conf, "{line}").expect("writing to a string");
+        }
+        let path = data.join("postgresql.conf");
+        let primary = std::fs::read_to_string(&path).expect("pg_basebackup copied it");
+        std::fs::write(&path, primary + &conf).expect("postgresql.conf can be written");
+        Self {
+            server: spawn(directory.path(), self.user),
+            port,
+            user: self.user,
+            directory,
+            socket,
+        }
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -386,6 +431,23 @@ impl Session {
             .await
             .parse()
             .expect("a number")
+    }
+
+    /// Waits until `standby`, a session of a standby, has replayed all that this one's cluster has written so far.
+    pub async fn await_replay(&self, standby: &Self) {
+        let written = self.one("select pg_current_wal_insert_lsn()::text", &[]).await;
+        // What was committed without waiting for the disk is sent when it is on it.
+        let replayed =
+            format!("select (pg_last_wal_replay_lsn() >= '{written}')::text || ' ' || pg_last_wal_replay_lsn()");
+        crate::wait::eventually(DEADLINE, async || {
+            let answer = standby.one(&replayed, &[]).await;
+            if answer.starts_with("true") {
+                Ok(())
+            } else {
+                Err(answer)
+            }
+        })
+        .await;
     }
 
     /// The first column, of type text, of the only row of a query; NULL is the string `NULL`.

@@ -233,3 +233,13 @@ pub fn read_lossy(path: &Path) -> String {
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         .unwrap_or_default()
 }
+
+/// Memory of a process that is its own alone, in kB.
+pub fn anonymous_kb(pid: i32) -> i64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process of this machine");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .expect("a line of it");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}

@@ -11,9 +11,9 @@ use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// How long races run: 5 s, or as many seconds as `RACE_SECONDS` says.
+/// How long races run: 10 s, or as many seconds as `RACE_SECONDS` says.
 fn race_time() -> Duration {
-    let seconds = std::env::var("RACE_SECONDS").map_or(5, |text| text.parse().expect("RACE_SECONDS is a number"));
+    let seconds = std::env::var("RACE_SECONDS").map_or(10, |text| text.parse().expect("RACE_SECONDS is a number"));
     Duration::from_secs(seconds)
 }
 
@@ -115,16 +115,37 @@ fn edit(which: usize, number: i64) -> String {
     )
 }
 
-/// The numbers that the parts of a decision show: the version's config, its timeout, the instance's subject.
+/// The numbers that the parts of a decision show: the version's config, its timeout, the instance's subject. None is -1.
 fn parts(row: &tokio_postgres::Row) -> [i64; 3] {
-    ["config", "timeout", "instance"].map(|name| row.get(name))
+    ["config", "timeout", "instance"].map(|name| row.get::<_, Option<i64>>(name).unwrap_or(-1))
 }
 
-const COLUMNS: &str = "(config ->> 'n')::bigint as config, substr(subject, 4)::bigint as instance,
+const COLUMNS: &str = "(config ->> 'n')::bigint as config, substring(subject from '^x.i([0-9]+)$')::bigint as instance,
      case when (config ->> 'n')::bigint % 290000 = timeout_ms - 10 then (config ->> 'n')::bigint else -timeout_ms end as timeout";
 
-async fn write(race: &Race, session: &Session, other: &Session, kind: usize, turn: usize) {
-    let which = (turn + kind) % CONTESTED;
+/// Who changes the registry, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Writer {
+    Commits,
+    /// In two phases, the second now and then by another session.
+    Prepares,
+    RollsBack,
+    UsesSavepoints,
+    /// REPEATABLE READ and SERIALIZABLE.
+    HasOldSnapshots,
+    Truncates,
+    /// VACUUM FULL, CLUSTER, ALTER TABLE.
+    Maintains,
+}
+
+async fn write(race: &Race, session: &Session, other: &Session, kind: Writer, turn: usize) {
+    match kind {
+        Writer::HasOldSnapshots => return write_by_an_old_snapshot(race, session, turn).await,
+        Writer::Truncates => return truncate(race, session, turn).await,
+        Writer::Maintains => return maintain(session, turn).await,
+        _ => {}
+    }
+    let which = (turn + kind as usize) % CONTESTED;
     let edits = &race.edits[which];
     session
         .run(&format!(
@@ -138,13 +159,13 @@ async fn write(race: &Race, session: &Session, other: &Session, kind: usize, tur
         assert_eq!(parts(&row), [number; 3], "own changes");
     };
     match kind {
-        0 => {
+        Writer::Commits => {
             let number = edits.next(true);
             session.run(&edit(which, number)).await;
             session.run("commit").await;
             edits.keep(number);
         }
-        1 => {
+        Writer::Prepares => {
             let number = edits.next(true);
             session.run(&edit(which, number)).await;
             own(number).await;
@@ -154,7 +175,7 @@ async fn write(race: &Race, session: &Session, other: &Session, kind: usize, tur
             ends.run(&format!("commit prepared '{name}'")).await;
             edits.keep(number);
         }
-        2 => {
+        Writer::RollsBack => {
             let number = edits.next(false);
             session.run(&edit(which, number)).await;
             own(number).await;
@@ -180,6 +201,106 @@ async fn write(race: &Race, session: &Session, other: &Session, kind: usize, tur
             session.run("commit").await;
             edits.keep(number);
         }
+    }
+}
+
+/// REPEATABLE READ and SERIALIZABLE writers, who may come too late: then everything is undone.
+async fn write_by_an_old_snapshot(race: &Race, session: &Session, turn: usize) {
+    let which = turn % CONTESTED;
+    let edits = &race.edits[which];
+    let isolation = ["repeatable read", "serializable"][turn / CONTESTED % 2];
+    let lock = format!("begin isolation level {isolation}; select from extensions where id = 'x{which}' for update");
+    if too_late(session.batch_execute(&lock).await) {
+        return session.run("rollback").await;
+    }
+    let kept = turn.is_multiple_of(2);
+    let number = edits.next(kept);
+    if too_late(session.batch_execute(&edit(which, number)).await) {
+        return session.run("rollback").await;
+    }
+    let row = session
+        .query_one(&format!("select {COLUMNS} from ext_select('x{which}')"), &[])
+        .await
+        .expect("a decision");
+    assert_eq!(parts(&row), [number; 3], "own changes in {isolation}");
+    if kept {
+        session.run("commit").await;
+        edits.keep(number);
+    } else {
+        session.run("rollback").await;
+    }
+}
+
+/// Whether the transaction has to be tried again. Any other error fails the test.
+fn too_late(result: Result<(), tokio_postgres::Error>) -> bool {
+    match result {
+        Ok(()) => false,
+        Err(error) => {
+            let code = error.code().map(|code| code.code().to_owned());
+            assert!(matches!(code.as_deref(), Some("40001" | "40P01")), "{error:?}");
+            true
+        }
+    }
+}
+
+/// Empties versions and instances of all, and fills them again; undone now and then.
+async fn truncate(race: &Race, session: &Session, turn: usize) {
+    let kept = !turn.is_multiple_of(3);
+    session
+        .run("begin; select from extensions order by id for update")
+        .await;
+    let truncated = session
+        .batch_execute("truncate extension_instances, extension_versions")
+        .await;
+    if too_late(truncated) {
+        return session.run("rollback").await;
+    }
+    // Nothing is left to decide by but the rows themselves, for this transaction alone.
+    let none = session
+        .one(
+            "select string_agg(subject, ' ' order by subject)::text from ext_select_many(array['x0', 'x1', 'x2', 'x3'],
+                   array['{}', '{}', '{}', '{}']::jsonb[])",
+            &[],
+        )
+        .await;
+    assert!(
+        none.split(' ').count() == CONTESTED && none.split(' ').all(|subject| subject.starts_with("x.e")),
+        "{none}"
+    );
+    let numbers: [i64; CONTESTED] = std::array::from_fn(|which| race.edits[which].next(kept));
+    for (which, number) in numbers.iter().enumerate() {
+        session
+            .run(&format!(
+                "insert into extension_versions (id, version, subject, timeout_ms, retry) values ('x{which}', 'v2', 'x.v2', 10, 0);
+                 insert into extension_instances (extension_id, instance_id, subject, version) values ('x{which}', 'a', 'x.i', 'v2');
+                 {}",
+                edit(which, *number)
+            ))
+            .await;
+    }
+    if kept {
+        session.run("commit").await;
+        for (edits, number) in race.edits.iter().zip(numbers) {
+            edits.keep(number);
+        }
+    } else {
+        session.run("rollback").await;
+    }
+}
+
+/// What a DBA does to tables. No row changes; the new column has the table rewritten.
+async fn maintain(session: &Session, turn: usize) {
+    let table = ["extensions", "extension_versions", "extension_instances"][turn % 3];
+    let statements = [
+        format!("vacuum full {table}"),
+        format!("alter table {table} add column note double precision default random()"),
+        format!("cluster {table} using {table}_pkey"),
+        format!("alter table {table} drop column note"),
+        format!("analyze {table}"),
+    ];
+    for statement in statements {
+        // Against two others a deadlock is possible; whoever is chosen tries again.
+        while too_late(session.batch_execute(&statement).await) {}
     }
 }
 
@@ -230,9 +351,8 @@ async fn read(race: &Race, session: &Session, kind: usize) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn edits_race_decisions_without_a_stale_or_dirty_one() {
-    const WRITERS: usize = 4;
+/// 16 sessions at once: these writers, and readers of every kind.
+async fn race(writers: &'static [Writer]) {
     let cluster = Postgres::start(&[]);
     let database = cluster.database();
     let session = database.connect().await;
@@ -247,7 +367,7 @@ async fn edits_race_decisions_without_a_stale_or_dirty_one() {
         )
         .await;
     let race = Arc::new(Race::default());
-    // 16 sessions, and one that commits what others have prepared.
+    // And one that commits what others have prepared.
     let other = Arc::new(database.connect().await);
     let sessions = connect(&database, 16).await;
     let over = Arc::clone(&race);
@@ -258,15 +378,15 @@ async fn edits_race_decisions_without_a_stale_or_dirty_one() {
     at_once(sessions, |number, session| {
         let (race, other) = (Arc::clone(&race), Arc::clone(&other));
         async move {
-            if number < WRITERS {
+            if let Some(writer) = writers.get(number) {
                 for turn in 0.. {
                     if !race.is_on() {
                         break;
                     }
-                    write(&race, &session, &other, number, turn).await;
+                    write(&race, &session, &other, *writer, turn).await;
                 }
             } else {
-                read(&race, &session, number - WRITERS).await;
+                read(&race, &session, number - writers.len()).await;
             }
         }
     })
@@ -281,6 +401,45 @@ async fn edits_race_decisions_without_a_stale_or_dirty_one() {
         decisions > 1000 && edits > 50,
         "{decisions} decisions, {edits} edits: no race"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn edits_race_decisions_without_a_stale_or_dirty_one() {
+    race(&[
+        Writer::Commits,
+        Writer::Prepares,
+        Writer::RollsBack,
+        Writer::UsesSavepoints,
+        Writer::HasOldSnapshots,
+        Writer::Truncates,
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn edits_and_maintenance_race_decisions() {
+    race(&[
+        Writer::Commits,
+        Writer::Prepares,
+        Writer::RollsBack,
+        Writer::HasOldSnapshots,
+        Writer::UsesSavepoints,
+        Writer::Maintains,
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn truncates_and_maintenance_race_decisions() {
+    race(&[
+        Writer::Commits,
+        Writer::Prepares,
+        Writer::UsesSavepoints,
+        Writer::HasOldSnapshots,
+        Writer::Truncates,
+        Writer::Maintains,
+    ])
+    .await;
 }
 
 /// An extension x whose breaker is open and probes after a second, three at once.

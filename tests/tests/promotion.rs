@@ -39,8 +39,14 @@ async fn breakers_of_a_standby_are_the_stricter_of_both() {
     assert_eq!(writer.call("x", &anybody, "error", 9).await, 5);
     eventually(SOON, async || {
         let decision = reader.select("x", &anybody).await;
-        reader.report(decision.ticket, "success", Duration::from_millis(1)).await;
-        if decision.reason == "extension_circuit_open" { Ok(decision) } else { Err(decision.reason) }
+        reader
+            .report(decision.ticket, "success", Duration::from_millis(1))
+            .await;
+        if decision.reason == "extension_circuit_open" {
+            Ok(decision)
+        } else {
+            Err(decision.reason)
+        }
     })
     .await;
     becomes(&reader, "x", "open").await;
@@ -54,7 +60,9 @@ async fn breakers_of_a_standby_are_the_stricter_of_both() {
     // Opened by what the standby saw: the primary's closed one changes nothing.
     assert_eq!(reader.call("y", &anybody, "error", 9).await, 5);
     writer.call("y", &anybody, "success", 5).await;
-    writer.run("update extensions set timeout_ms = 4000 where id = 'y'").await;
+    writer
+        .run("update extensions set timeout_ms = 4000 where id = 'y'")
+        .await;
     eventually(SOON, async || {
         let patience: i32 = reader
             .query_one("select timeout_ms from extensions where id = 'y'", &[])
@@ -80,7 +88,10 @@ async fn a_promoted_standby_continues_the_primarys_history() {
     // What is written is replayed before the primary ends.
     eventually(SOON, async || {
         let written = reader
-            .one("select coalesce(sum(success + error), 0)::text from extension_metrics", &[])
+            .one(
+                "select coalesce(sum(success + error), 0)::text from extension_metrics",
+                &[],
+            )
             .await;
         if written == "35" { Ok(()) } else { Err(written) }
     })
@@ -93,7 +104,11 @@ async fn a_promoted_standby_continues_the_primarys_history() {
     reader.run("select pg_promote()").await;
     eventually(SOON, async || {
         let log = standby.log();
-        if log.contains("ext_registry: promoted") { Ok(()) } else { Err("not yet") }
+        if log.contains("ext_registry: promoted") {
+            Ok(())
+        } else {
+            Err(log)
+        }
     })
     .await;
     assert_eq!(reader.counts("x").await, (30, 0), "the primary's");
@@ -102,7 +117,10 @@ async fn a_promoted_standby_continues_the_primarys_history() {
     assert_eq!(reader.counts("x").await, (33, 0));
     eventually(SOON, async || {
         let written = reader
-            .one("select sum(success)::text from extension_metrics where extension_id = 'x'", &[])
+            .one(
+                "select sum(success)::text from extension_metrics where extension_id = 'x'",
+                &[],
+            )
             .await;
         if written == "33" { Ok(()) } else { Err(written) }
     })

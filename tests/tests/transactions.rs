@@ -1,11 +1,17 @@
 //! What transactions mean for the registry: a decision sees exactly what has committed, plus what its own transaction has
 //! changed, under every isolation level, however that transaction ends.
 
-use ext_registry_tests::{Database, Postgres, Session};
+use std::time::Duration;
+
+use ext_registry_tests::{Database, Postgres, Session, eventually};
 use serde_json::json;
 
 /// What every test of visibility starts from: x with its own row and a version for tenant t, each with an instance.
 const BASE: &str = r#"
+    alter table extensions drop column if exists note;
+    alter table extension_versions drop column if exists note;
+    alter table extension_instances drop column if exists note;
+    alter table extension_health_settings drop column if exists note;
     delete from extensions;
     insert into extensions (id, type, subject, timeout_ms, config) values ('x', 'pre', 'x.v1', 100, '{"n": 0}');
     insert into extension_versions (id, version, subject, timeout_ms, retry, routing_rules)
@@ -33,6 +39,32 @@ const EDITS: &[&str] = &[
     r#"select ext_import('{"extensions": [{"id": "y", "type": "pre", "subject": "y.v1"}]}')"#,
     "truncate extension_versions",
     "truncate extensions cascade",
+    // The other ways to write a row.
+    "copy extension_instances (extension_id, instance_id, subject) from program 'echo x,b,x.v2' (format csv)",
+    r#"insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1'), ('y', 'pre', 'y.v1')
+       on conflict (id) do update set config = '{"n": 2}'"#,
+    "insert into extensions (id, type, subject) values ('x', 'pre', 'x.v9'), ('y', 'pre', 'y.v1') on conflict do nothing",
+    "merge into extension_versions v using (values ('v2'), ('v3')) n (name) on (v.id, v.version) = ('x', n.name)
+     when matched then update set timeout_ms = 444
+     when not matched then insert (id, version, subject, timeout_ms, retry) values ('x', n.name, 'x.v3', 300, 3)",
+    "merge into extension_instances i using (values ('a')) n (name) on i.instance_id = n.name when matched then delete",
+    "update extensions e set config = jsonb_build_object('n', v.timeout_ms) from extension_versions v where v.id = e.id",
+    "delete from extension_versions v using extensions e where v.id = e.id",
+    "with gone as (delete from extension_versions returning *)
+     insert into extension_versions (id, version, subject, timeout_ms, retry) select id, 'v7', subject, timeout_ms, retry from gone",
+    r#"do $do$
+       begin
+           update extensions set config = '{"n": 3}';
+           begin
+               update extensions set config = '{"n": 4}';
+               perform 1 / 0;
+           exception when division_by_zero then
+               update extension_versions set retry = 4;
+           end;
+       end $do$"#,
+    // With what changes the table itself.
+    "alter table extension_versions add column note text default 'new'; update extension_versions set retry = 5",
+    r#"alter table extensions add column note text default clock_timestamp(); update extensions set config = '{"n": 5}'"#,
 ];
 
 /// Whether it changes rows without the help of foreign keys and triggers, which a replica goes without.
@@ -103,6 +135,10 @@ async fn own_changes_are_seen_at_once_and_by_others_from_commit_on() {
             &["commit"],
         ),
         ("begin; set local session_replication_role = replica", &["commit"]),
+        (
+            "begin isolation level serializable; savepoint s",
+            &["release s", "prepare transaction 'kept'", "!commit prepared 'kept'"],
+        ),
         ("begin", &["prepare transaction 'kept'", "!commit prepared 'kept'"]),
         (
             "begin; savepoint s",
@@ -129,7 +165,7 @@ async fn own_changes_are_seen_at_once_and_by_others_from_commit_on() {
                     None => writer.run(statement).await,
                 }
                 // (What a prepared transaction has locked nobody can read, except who knows it already.)
-                if statement.starts_with("prepare") && !edit.starts_with("truncate") {
+                if statement.starts_with("prepare") && !edit.starts_with("truncate") && !edit.starts_with("alter") {
                     assert_eq!(look(&writer).await, base, "{begin}; {edit}; {statement}: prepared");
                 }
             }
@@ -165,6 +201,14 @@ async fn what_is_undone_leaves_nothing() {
             &["prepare transaction 'undone'", "!rollback prepared 'undone'"],
         ),
         ("begin; set local session_replication_role = replica", &["rollback"]),
+        (
+            "begin isolation level repeatable read; savepoint s",
+            &[
+                "rollback to s",
+                "prepare transaction 'undone'",
+                "!commit prepared 'undone'",
+            ],
+        ),
     ];
     for (begin, end) in ways {
         for edit in EDITS {
@@ -264,6 +308,248 @@ async fn an_error_of_a_later_trigger_or_at_commit_leaves_nothing() {
     writer.error_of("commit").await;
     assert_eq!(look(&writer).await, base);
     assert_eq!(look(&reader).await, base);
+}
+
+#[tokio::test]
+async fn what_a_deferred_trigger_changes_counts_from_its_commit_on() {
+    let database = Postgres::shared().database();
+    let (writer, base) = writer(&database).await;
+    let other = database.connect().await;
+    let readers = readers(&database).await;
+    writer
+        .run(
+            "create table orders (n integer);
+             create function apply() returns trigger language plpgsql as $$
+             begin
+                 update extensions set config = jsonb_build_object('n', new.n);
+                 perform ext_select('x');
+                 if new.n < 0 then raise exception 'no'; end if;
+                 return null;
+             end $$;
+             create constraint trigger later after insert on orders deferrable initially deferred
+                 for each row execute function apply()",
+        )
+        .await;
+    for (number, end) in [
+        (1, "commit"),
+        (2, "set constraints all immediate; commit"),
+        (3, "prepare transaction 'deferred'"),
+    ] {
+        let before = look(&writer).await;
+        writer
+            .run(&format!("begin; insert into orders values ({number})"))
+            .await;
+        assert_eq!(look(&writer).await, before, "{end}: not yet");
+        writer.run(end).await;
+        if end.starts_with("prepare") {
+            assert_all_see(&readers, &before, end).await;
+            other.run("commit prepared 'deferred'").await;
+        }
+        let after = look(&writer).await;
+        assert!(after.contains(&format!("{{\"n\": {number}}}")), "{end}: {after}");
+        assert_all_see(&readers, &after, end).await;
+    }
+    // One that fails at the end takes all along, what it has changed itself too.
+    let before = look(&writer).await;
+    assert_ne!(before, base);
+    writer.run("begin; insert into orders values (-1)").await;
+    writer.error_of("commit").await;
+    assert_eq!(look(&writer).await, before);
+    assert_all_see(&readers, &before, "a trigger that fails at commit").await;
+}
+
+#[tokio::test]
+async fn a_cursor_decides_when_it_is_read() {
+    let database = Postgres::shared().database();
+    let (writer, base) = writer(&database).await;
+    let reader = database.connect().await;
+    let declare = "declare c cursor for select (select string_agg(concat_ws(' ', d.extension_id, d.reason, d.version, d.instance_id,
+                       d.subject, d.timeout_ms, d.retry, d.config, d.epoch), '; ' order by d.ordinality)
+                       from ext_select_many(array['x', 'x', 'y'], array['{}', jsonb_build_object('tenant_id', 't', 'n', n), '{}']::jsonb[]) d)
+                   from generate_series(1, 100) n";
+    for isolation in ["read committed", "repeatable read", "serializable"] {
+        writer.run(BASE).await;
+        reader
+            .run(&format!("begin isolation level {isolation}; {declare}"))
+            .await;
+        let next = async || reader.one("fetch c", &[]).await;
+        assert_eq!(next().await, base, "{isolation}");
+        // What others commit meanwhile,
+        writer.run(r#"begin; update extensions set config = '{"n": 1}'"#).await;
+        assert_eq!(next().await, base, "{isolation}");
+        writer.run("commit").await;
+        let committed = look(&writer).await;
+        assert_ne!(committed, base);
+        assert_eq!(next().await, committed, "{isolation}");
+        // what it changes itself (where it may: its snapshot has seen the row that others have changed),
+        reader
+            .run("savepoint s; update extension_versions set timeout_ms = 201")
+            .await;
+        let own = look(&reader).await;
+        assert_ne!(own, committed);
+        assert_eq!(next().await, own, "{isolation}");
+        // and undoes again.
+        reader.run("rollback to s").await;
+        assert_eq!(next().await, committed, "{isolation}");
+        reader.run("close c; commit").await;
+        assert_eq!(look(&reader).await, committed, "{isolation}");
+    }
+
+    // Held beyond its transaction it keeps what was decided at its end, whatever comes later.
+    writer.run(BASE).await;
+    reader
+        .run(&format!(
+            "begin; {}; commit",
+            declare.replace("cursor", "cursor with hold")
+        ))
+        .await;
+    writer.run("delete from extensions").await;
+    assert_eq!(reader.one("fetch c", &[]).await, base);
+    assert_eq!(look(&reader).await, look(&writer).await);
+}
+
+/// What a DBA does to tables: no row changes, so no decision does, and the next change is seen as ever.
+#[tokio::test]
+async fn maintenance_changes_no_decision() {
+    let database = Postgres::shared().database();
+    let (writer, base) = writer(&database).await;
+    writer.run("set statement_timeout = '20s'").await;
+    let readers = readers(&database).await;
+    let mut statements: Vec<String> = vec![
+        "reindex schema public".into(),
+        "analyze".into(),
+        "vacuum".into(),
+        "vacuum freeze".into(),
+    ];
+    for table in [
+        "extensions",
+        "extension_versions",
+        "extension_instances",
+        "extension_health_settings",
+        "extension_breaker_resets",
+    ] {
+        statements.extend([
+            format!("vacuum full {table}"),
+            format!("cluster {table} using {table}_pkey"),
+            format!("reindex table {table}"),
+            format!("alter table {table} add column note text"),
+            format!("alter table {table} add column drawn double precision default random()"),
+            format!("update {table} set note = 'x'"),
+            format!("alter table {table} drop column drawn"),
+            format!("vacuum full {table}"),
+            format!("alter table {table} set (fillfactor = 50)"),
+            format!("create index noted on {table} (note)"),
+            format!("alter table {table} drop column note"),
+            format!("create statistics of_{table} on (1 + 1) from {table}"),
+            format!("comment on table {table} is 'ours'"),
+        ]);
+    }
+    let mut number = 0;
+    for statement in &statements {
+        assert_all_see(&readers, &base, &format!("before {statement}")).await;
+        if statement.starts_with("update") {
+            writer
+                .run(&format!("begin; {statement}; select ext_select('x'); commit"))
+                .await;
+        } else {
+            writer.run(statement).await;
+        }
+        assert_all_see(&readers, &base, statement).await;
+        assert_eq!(look(&writer).await, base, "{statement}");
+        let newcomer = database.connect().await;
+        assert_eq!(look(&newcomer).await, base, "{statement}: by a new session");
+        // And what is edited afterwards is seen, by those who have old snapshots too.
+        number += 1;
+        writer
+            .run(&format!(
+                "update extension_versions set timeout_ms = 1000 + {number}; update extension_instances set subject = 'x.i{number}';
+                 update extensions set config = '{{\"n\": {number}}}'"
+            ))
+            .await;
+        let edited = look(&writer).await;
+        assert!(
+            edited.contains(&format!(" {} ", 1000 + number)) && edited.contains(&format!("x.i{number}")),
+            "{edited}"
+        );
+        assert_all_see(&readers, &edited, &format!("edited after {statement}")).await;
+        writer
+            .run(
+                "update extension_versions set timeout_ms = 200; update extension_instances set subject = 'x.v1';
+                 update extensions set config = '{\"n\": 0}'",
+            )
+            .await;
+    }
+    // What waits for all old snapshots to go.
+    for (_, reader) in &readers {
+        reader.run("commit").await;
+    }
+    for table in ["extensions", "extension_versions", "extension_instances"] {
+        writer.run(&format!("reindex table concurrently {table}")).await;
+        assert_all_see(&readers, &base, &format!("reindex table concurrently {table}")).await;
+    }
+}
+
+/// A session that has to read a table which another has locked waits, and then sees what has been committed meanwhile.
+async fn assert_waits_and_sees(changes: &[&str]) {
+    let database = Postgres::shared().database();
+    let (writer, _) = writer(&database).await;
+    for change in changes {
+        for isolation in ["read committed", "repeatable read", "serializable"] {
+            writer.run(BASE).await;
+            let newcomer = database.connect().await;
+            newcomer
+                .run(&format!(
+                    "begin isolation level {isolation}; select count(*) from pg_class"
+                ))
+                .await;
+            let pid = newcomer.backend_pid().await;
+            writer.run(&format!("begin; {change}")).await;
+            let wanted = look(&writer).await;
+            let commit = async {
+                let waits = "select coalesce(wait_event_type, '-') from pg_stat_activity where pid = $1";
+                eventually(Duration::from_secs(20), async || {
+                    match writer.one(waits, &[&pid]).await.as_str() {
+                        "Lock" => Ok(()),
+                        other => Err(other.to_owned()),
+                    }
+                })
+                .await;
+                writer.run("commit").await;
+            };
+            let (seen, ()) = futures_util::future::join(look(&newcomer), commit).await;
+            let next = look(&newcomer).await;
+            assert_eq!(
+                [seen, next],
+                [wanted.clone(), wanted],
+                "{change}: by a decision in {isolation} that had to wait for it, and by the next one"
+            );
+            newcomer.run("commit").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_truncate_sees_what_came_after_it() {
+    assert_waits_and_sees(&[
+        "truncate extension_versions",
+        "truncate extension_instances; insert into extension_instances (extension_id, instance_id, subject) values ('x', 'b', 'x.v2')",
+        "truncate extension_versions; insert into extension_versions (id, version, subject, timeout_ms, retry) values ('x', 'v3', 'x.v3', 1000, 1)",
+        r#"truncate extensions cascade; insert into extensions (id, type, subject, config) values ('x', 'pre', 'x.v1', '{"n": 8}')"#,
+        "lock table extensions, extension_versions, extension_instances; update extensions set timeout_ms = 888",
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_rewritten_table_sees_its_rows() {
+    assert_waits_and_sees(&[
+        "alter table extension_versions add column note double precision default random()",
+        "alter table extension_instances add column note double precision default random()",
+        "alter table extension_health_settings add column note double precision default random()",
+        "alter table extensions add column note double precision default random()",
+        "cluster extension_versions using extension_versions_pkey",
+    ])
+    .await;
 }
 
 #[tokio::test]

@@ -403,3 +403,44 @@ async fn rows_restored_into_a_new_extension_start_afresh() {
     session.run(RESET).await;
     assert_eq!(stand(&session).await, is("closed", "ok"));
 }
+
+/// Counts wait for the flush interval, here a minute; a breaker that moves does not.
+#[tokio::test]
+async fn a_transition_is_on_disk_long_before_the_counts_are() {
+    let mut cluster = Postgres::start(&["ext_registry.flush_interval = '60s'"]);
+    cluster.make_database("app");
+    let session = cluster.connect("app").await;
+    session
+        .run("insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1'), ('y', 'pre', 'y.v1')")
+        .await;
+    let alive = "select worker_alive::text from ext_registry_status()";
+    eventually(SOON, async || match session.one(alive, &[]).await.as_str() {
+        "true" => Ok(()),
+        other => Err(other.to_owned()),
+    })
+    .await;
+    session.call("y", &json!({}), "success", 10).await;
+    session.call("x", &json!({}), "error", 5).await;
+    let began = std::time::Instant::now();
+    let written = "select concat_ws(' ', (select count(*) from extension_breaker_events where to_state = 'open'),
+                       (select count(*) from extension_target_state where breaker_state = 'open'))";
+    // Within 100 ms where nobody else is at work; here, within a small part of the interval.
+    eventually(Duration::from_secs(6), async || {
+        match session.one(written, &[]).await.as_str() {
+            "1 1" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    })
+    .await;
+    println!("written after {:.0} ms", began.elapsed().as_secs_f64() * 1e3);
+    cluster.restart(Shutdown::Immediate);
+    let session = cluster.connect("app").await;
+    assert_eq!(stand(&session).await, is("open", "extension_circuit_open"));
+    assert_eq!(session.counts("x").await, (0, 5), "saved together with its state");
+    // A clean stop writes down what there is, however long the interval.
+    session.call("y", &json!({}), "success", 7).await;
+    let before = session.counts("y").await;
+    cluster.restart(Shutdown::Fast);
+    let session = cluster.connect("app").await;
+    assert_eq!(session.counts("y").await, before);
+}

@@ -1,8 +1,8 @@
 //! Figure 1: what a decision costs beside the cheapest statement there is, and beside one that returns such a row.
 
-use super::{Effort, Figure, ROUNDS};
 use crate::Failure;
 use crate::database::Database;
+use crate::figure::{Effort, Figure, ROUNDS};
 use crate::pgbench::Script;
 use crate::results::{Line, Target};
 use crate::rounds::{Sample, interleave};
@@ -53,10 +53,17 @@ fn measure(effort: &Effort) -> Result<Vec<Line>, Failure> {
 
 /// A run of decisions, from an empty table of calls under way.
 fn decide(database: &mut Database, file: &'static str, seconds: u64) -> Result<Sample, Failure> {
+    let sample = allowed(database, &Script::new(file), seconds)?;
+    database.check_health()?;
+    Ok(sample)
+}
+
+/// The same, and every decision of it was allowed.
+pub(super) fn allowed(database: &mut Database, script: &Script, seconds: u64) -> Result<Sample, Failure> {
     database.restart();
-    let run = Script::new(file).run(database, seconds)?;
+    let run = script.run(database, seconds)?;
     // Only a decision that allows the call takes a ticket.
-    let tickets = database.number("select in_flight_used from ext_registry_status()")?;
+    let tickets = database.in_flight()?;
     if tickets != run.transactions {
         return Err(format!(
             "{} decisions, but {tickets} tickets: some were refused, or there were not enough tickets (then measure fewer seconds)",
@@ -64,6 +71,5 @@ fn decide(database: &mut Database, file: &'static str, seconds: u64) -> Result<S
         )
         .into());
     }
-    database.check_health()?;
     Ok(run.sample)
 }

@@ -1,8 +1,8 @@
 //! Figure 3: what a report costs beside the cheapest statement there is, spread over all extensions and on one.
 
-use super::{Effort, Figure, ROUNDS};
 use crate::Failure;
 use crate::database::{Database, EXTENSIONS};
+use crate::figure::{Effort, Figure, ROUNDS};
 use crate::pgbench::{Run, Script};
 use crate::results::{Line, Target};
 use crate::rounds::{Sample, interleave};

@@ -4,9 +4,9 @@
 //! commits, which says more of the disk than of the design. The lines beneath are kinder (statements prepared) and as it came
 //! (commits wait).
 
-use super::{Effort, Figure, ROUNDS};
 use crate::Failure;
 use crate::database::Database;
+use crate::figure::{Effort, Figure, ROUNDS};
 use crate::pgbench::Script;
 use crate::results::{Line, Target};
 use crate::rounds::{Sample, interleave};
@@ -25,13 +25,7 @@ fn measure(effort: &Effort) -> Result<Vec<Line>, Failure> {
     let seconds = effort.seconds;
     let mut database = Database::start(&[], 5000);
     database.run_file("eleven.sql", &[]);
-    let call = |script: Script| {
-        move |database: &mut Database| {
-            let sample = counted(database, &script, OURS, seconds)?;
-            database.check_health()?;
-            Ok(sample)
-        }
-    };
+    let call = |script: Script| move |database: &mut Database| ours(database, &script, seconds);
     let eleven = |script: Script| {
         move |database: &mut Database| {
             // Each run finds the table as small as the first.
@@ -90,8 +84,15 @@ fn measure(effort: &Effort) -> Result<Vec<Line>, Failure> {
     Ok(lines)
 }
 
+/// A run of whole calls.
+pub(super) fn ours(database: &mut Database, script: &Script, seconds: u64) -> Result<Sample, Failure> {
+    let sample = counted(database, script, OURS, seconds)?;
+    database.check_health()?;
+    Ok(sample)
+}
+
 /// A run after which `counter` must have grown by as many as there were transactions.
-fn counted(database: &Database, script: &Script, counter: &str, seconds: u64) -> Result<Sample, Failure> {
+pub(super) fn counted(database: &Database, script: &Script, counter: &str, seconds: u64) -> Result<Sample, Failure> {
     let before = database.number(counter)?;
     let run = script.run(database, seconds)?;
     let counted = database.number(counter)? - before;

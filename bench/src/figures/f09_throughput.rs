@@ -1,8 +1,8 @@
 //! Figure 9: calls per second through the bridge beside a bare relay, with many in flight.
 
-use super::{Effort, Figure, ROUNDS};
 use crate::Failure;
 use crate::bus::{Bus, Way};
+use crate::figure::{Effort, Figure, ROUNDS};
 use crate::results::{Line, Target};
 use crate::rounds::interleave;
 

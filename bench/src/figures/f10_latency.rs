@@ -1,8 +1,8 @@
 //! Figure 10: what the bridge adds to the latency of a call beside a bare relay, with one in flight.
 
-use super::{Effort, Figure};
 use crate::Failure;
 use crate::bus::{Bus, Way};
+use crate::figure::{Effort, Figure};
 use crate::results::{Line, Target};
 use crate::rounds::{Sample, interleave};
 

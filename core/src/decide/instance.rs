@@ -1,5 +1,7 @@
 //! The choice of an instance, once the version is chosen.
 
+use std::collections::HashSet;
+
 use super::{Reason, Search, Witness, found};
 use crate::balance::Schedule;
 use crate::compile::{Compiled, Pool};
@@ -84,6 +86,21 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
         self.request.avoid.contains(&id)
     }
 
+    /// Those of them that have not been tried yet.
+    fn untried(&self, places: &[u32]) -> Vec<u32> {
+        let avoid = self.request.avoid;
+        if avoid.len() <= FEW {
+            return places
+                .iter()
+                .copied()
+                .filter(|place| !self.is_avoided(*place))
+                .collect();
+        }
+        let avoid: HashSet<&str> = avoid.iter().copied().collect();
+        let is_untried = |place: &u32| !avoid.contains(&*self.extension.instances[*place as usize].id);
+        places.iter().copied().filter(is_untried).collect()
+    }
+
     /// Chooses among those not tried yet, or among all where all have been.
     fn pick_untried<W: Witness>(
         &self,
@@ -93,7 +110,7 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
         target: Option<&Target>,
     ) -> u32 {
         let all = candidates.places;
-        let untried: Vec<u32> = all.iter().copied().filter(|place| !self.is_avoided(*place)).collect();
+        let untried = self.untried(all);
         if untried.is_empty() || untried.len() == all.len() {
             return self.pick::<W>(version, candidates, fitness, target);
         }
@@ -105,7 +122,7 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
             && untried.len() > FEW
             && let Some(schedule) = candidates.schedule
         {
-            for _ in 0..=schedule.len() {
+            for _ in 0..FEW {
                 let place = all[schedule.pick(self.turn::<W>(version, target, Turn::Narrowed))];
                 if !self.is_avoided(place) {
                     return place;
@@ -158,17 +175,20 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
                 let key = self
                     .sticky_key(key)
                     .unwrap_or_else(|| self.request.random.to_string().into());
-                let score = |place: u32| {
-                    let instance = &extension.instances[place as usize];
-                    let weight = instance.weight * tenths(fitness, place);
-                    rendezvous::score(
-                        rendezvous::hash(&extension.id, &instance.id, &key),
-                        f64::from(weight.max(1)),
-                    )
-                };
+                let weight = |place: u32| (extension.instances[place as usize].weight * tenths(fitness, place)).max(1);
+                let hash = |place: u32| rendezvous::seeded(extension.instances[place as usize].seed, &key);
+                // Among equals the greatest hash has the least score.
+                let first = weight(places[0]);
+                if places.iter().all(|place| weight(*place) == first) {
+                    return places
+                        .iter()
+                        .copied()
+                        .max_by_key(|place| hash(*place))
+                        .unwrap_or(places[0]);
+                }
                 let mut best = (f64::INFINITY, places[0]);
                 for place in places {
-                    let score = score(*place);
+                    let score = rendezvous::score(hash(*place), f64::from(weight(*place)));
                     if score < best.0 {
                         best = (score, *place);
                     }

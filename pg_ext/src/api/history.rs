@@ -30,11 +30,12 @@ pub fn version_named(image: &Image, name: &str) -> Option<usize> {
 
 /// The position of an instance.
 pub fn instance_named(image: &Image, name: &str) -> Option<usize> {
-    image
+    // They lie by id.
+    let found = image
         .compiled
         .instances
-        .iter()
-        .position(|instance| *instance.id == *name)
+        .binary_search_by(|instance| (*instance.id).cmp(name));
+    found.ok()
 }
 
 /// The rows of the minutes that a target still holds.

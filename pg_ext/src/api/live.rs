@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use ext_registry_core::breaker::{Mode, State};
+use ext_registry_core::compile::Version;
 use ext_registry_core::ejection::{RAMP_STEPS, Standing};
 use ext_registry_core::fitness::Effects;
 use ext_registry_core::histogram::Counts;
@@ -11,6 +12,7 @@ use ext_registry_core::target::{COUNTERS, Target, minute};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::{IntoDatum, pg_sys};
 
+use super::history;
 use crate::datum::{Args, nullable};
 use crate::image::Image;
 use crate::tuple::{self, Value};
@@ -215,52 +217,49 @@ crate::pg_function! {
 }
 
 crate::pg_function! {
-    /// `_ext_live_instances(id)`.
-    _ext_live_instances, pg_finfo__ext_live_instances, |args| {
-        let rows = tuple::Rows::new(args, registry::row_type(args));
-        let Some(image) = image(args) else { return rows.finish(args) };
+    /// `_ext_live_instance(extension_id, instance_id)`.
+    _ext_live_instance, pg_finfo__ext_live_instance, |args| {
+        let Some(image) = image(args) else { return args.null() };
+        let Some(place) = args.text(1).and_then(|name| history::instance_named(&image, &name)) else { return args.null() };
         let (shared, now_us, compiled) = (shmem::get(), clock::now_us(), &image.compiled);
+        let instance = &compiled.instances[place];
         // Suspects are judged first, as the next decision would: what is shown is what it would meet.
         let _ = image.fitness(&shared, now_us, session::with(session::Session::random), Effects::Apply);
-        for (place, instance) in compiled.instances.iter().enumerate() {
-            let seen = image.instance_seen(place, &shared);
-            let target: &Target = &seen;
-            let standing = image.standing(target, now_us);
-            let (tenths, out_until_us) = match standing {
-                Standing::Fit => (RAMP_STEPS, None),
-                Standing::Returning { tenths, .. } => (tenths, None),
-                Standing::Ejected { until_us } => (0, Some(until_us)),
-            };
-            let serves = |version: &&ext_registry_core::compile::Version| version.pool.members.contains(&(place as u32));
-            let mut versions: Vec<String> = compiled.versions.iter().filter(serves).map(|version| version.name.to_string()).collect();
-            versions.sort_unstable_by(|a, b| ext_registry_core::natural::compare(a, b));
-            versions.dedup();
-            let (successes, failures) = verdicts(&target.counts());
-            let mut recent = Recent::default();
-            recent.add(target, now_us);
-            let [avg, p50, p95, p99] = recent.percentiles();
-            rows.push(&[
-                (*instance.id).into_datum(),
-                versions.into_datum(),
-                (instance.ineligible.is_none() && tenths > 0).into_datum(),
-                (f64::from(instance.weight) / 2.0 * f64::from(tenths) / f64::from(RAMP_STEPS)).into_datum(),
-                big(successes),
-                big(failures),
-                recent.success_rate(),
-                avg,
-                p50,
-                p95,
-                p99,
-                ms(target.last_latency_us()),
-                big(recent.latency.total()),
-                timestamp(target.last_success_us()),
-                timestamp(target.last_failure_us()),
-                big(target.in_flight()),
-                timestamp(out_until_us),
-                timestamp(target.updated_us()),
-            ]);
-        }
-        rows.finish(args)
+        let seen = image.instance_seen(place, &shared);
+        let target: &Target = &seen;
+        let (tenths, out_until_us) = match image.standing(target, now_us) {
+            Standing::Fit => (RAMP_STEPS, None),
+            Standing::Returning { tenths, .. } => (tenths, None),
+            Standing::Ejected { until_us } => (0, Some(until_us)),
+        };
+        let serves = |version: &&Version| version.pool.members.binary_search(&(place as u32)).is_ok();
+        let mut versions: Vec<String> = compiled.versions.iter().filter(serves).map(|version| version.name.to_string()).collect();
+        versions.sort_unstable_by(|a, b| ext_registry_core::natural::compare(a, b));
+        versions.dedup();
+        let (successes, failures) = verdicts(&target.counts());
+        let mut recent = Recent::default();
+        recent.add(target, now_us);
+        let [avg, p50, p95, p99] = recent.percentiles();
+        tuple::to_datum(&registry::row_type(args), &[
+            (*instance.id).into_datum(),
+            versions.into_datum(),
+            (instance.ineligible.is_none() && tenths > 0).into_datum(),
+            (f64::from(instance.weight) / 2.0 * f64::from(tenths) / f64::from(RAMP_STEPS)).into_datum(),
+            big(successes),
+            big(failures),
+            recent.success_rate(),
+            avg,
+            p50,
+            p95,
+            p99,
+            ms(target.last_latency_us()),
+            big(recent.latency.total()),
+            timestamp(target.last_success_us()),
+            timestamp(target.last_failure_us()),
+            big(target.in_flight()),
+            timestamp(out_until_us),
+            timestamp(target.updated_us()),
+        ])
     }
 }
 

@@ -11,7 +11,7 @@ use pgrx::{IntoDatum, pg_sys};
 
 use super::report;
 use crate::datum::{self, Args, Element, elements, nullable};
-use crate::image::{Image, Pins};
+use crate::image::{Image, MAX_TEMPLATES, Pins};
 use crate::jsonb::Object;
 use crate::shmem::{self, Shared};
 use crate::tuple::{self, RowType, Value};
@@ -190,7 +190,11 @@ pub fn row(
             let known = image.templates.borrow().get(&key).cloned();
             let template = known.unwrap_or_else(|| {
                 let made = form();
-                image.templates.borrow_mut().insert(key, Rc::clone(&made));
+                let mut templates = image.templates.borrow_mut();
+                if templates.len() >= MAX_TEMPLATES {
+                    templates.clear();
+                }
+                templates.insert(key, Rc::clone(&made));
                 made
             });
             tuple::fill(&template, ordinality, ticket, epoch)

@@ -267,19 +267,37 @@ impl Flusher {
 
 /// The schema of the extension in this database, and the oid of its table `extensions`.
 fn find() -> Option<(String, u32, String)> {
-    BackgroundWorker::transaction(|| {
-        // Nothing of a worker waits for a synchronous standby, and nothing depends on a search_path.
-        Spi::run("set synchronous_commit = local; set search_path = pg_catalog").ok()?;
-        let row = Spi::get_three::<String, pg_sys::Oid, String>(
-            "select pg_catalog.quote_ident(n.nspname), c.oid, \
-             pg_catalog.quote_literal(pg_catalog.quote_ident(n.nspname) || '.extensions') from pg_catalog.pg_extension e \
-             join pg_catalog.pg_namespace n on n.oid = e.extnamespace \
-             join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = 'extensions' \
-             where e.extname = 'ext_registry'",
-        );
-        let (schema, registry, extensions) = row.ok()?;
-        Some((schema?, registry?.to_u32(), extensions?))
+    // By a client that only reads: the others take a transaction id, which a standby has none of.
+    let found = BackgroundWorker::transaction(|| Spi::connect(find_with));
+    found.unwrap_or_else(|error| {
+        pgrx::log!("ext_registry: cannot look for the extension: {error}");
+        None
     })
+}
+
+fn find_with(client: &SpiClient<'_>) -> spi::Result<Option<(String, u32, String)>> {
+    // Nothing of a worker waits for a synchronous standby, and nothing depends on a search_path.
+    client.select(
+        "select pg_catalog.set_config('synchronous_commit', 'local', false), \
+         pg_catalog.set_config('search_path', 'pg_catalog', false)",
+        None,
+        &[],
+    )?;
+    let mut rows = client.select(
+        "select pg_catalog.quote_ident(n.nspname), c.oid, \
+         pg_catalog.quote_literal(pg_catalog.quote_ident(n.nspname) || '.extensions') from pg_catalog.pg_extension e \
+         join pg_catalog.pg_namespace n on n.oid = e.extnamespace \
+         join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = 'extensions' \
+         where e.extname = 'ext_registry'",
+        None,
+        &[],
+    )?;
+    let Some(row) = rows.next() else { return Ok(None) };
+    let columns = (row.get::<String>(1)?, row.get::<pg_sys::Oid>(2)?, row.get::<String>(3)?);
+    let (Some(schema), Some(registry), Some(extensions)) = columns else {
+        return Ok(None);
+    };
+    Ok(Some((schema, registry.to_u32(), extensions)))
 }
 
 /// Copies what is to be written of a place. Nothing in here calls Postgres.

@@ -149,6 +149,9 @@ pub fn values(kind: &str, hdr: &[String]) -> Vec<String> {
             "1e308",
             "'-1e308'",
             "5e-324",
+            "300000",
+            "300000.0001",
+            "9007199254740993",
         ]),
         "numeric" => typed(&["1", "0", "'NaN'", "'Infinity'", "1e1000", "'-1e-1000'"]),
         "uuid" => typed(&[
@@ -183,8 +186,21 @@ pub fn values(kind: &str, hdr: &[String]) -> Vec<String> {
             "'178000000 years'",
             "'-178000000 years'",
             "'0.000001 s'",
+            "'1 mon -30 days'",
+            "'1 day -24:00:00.000001'",
+            "'100 years'",
         ]),
-        "hdr" => hdr.iter().map(|text| format!("{}::hdr", quoted(text))).collect(),
+        // What was measured, nothing, as much as can be counted, and that twice.
+        "hdr" => hdr
+            .iter()
+            .map(String::as_str)
+            .chain([
+                "HISTFAAAAB94nJNpmSzMwMDAyAABTFAazBd8uJjB/gNUBABPBQQP",
+                "HISTFAAAACV4nJNpmSzMwMAgxAABTFCaEUQIPlzMYP8BIvDvPxTAGQBBsBYM",
+                "HISTFAAAACZ4nJNpmSzMwMDDywABTFCaEUQIPlzMYP8BIjBfnom5AQYAohwJXg==",
+            ])
+            .map(|text| format!("{}::hdr", quoted(text)))
+            .collect(),
         other => panic!("no values for arguments of type {other}: add some"),
     };
     found.push(format!("null::{kind}"));

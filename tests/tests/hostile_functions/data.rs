@@ -3,19 +3,10 @@
 use std::time::Duration;
 
 use ext_registry_tests::Postgres;
+use ext_registry_tests::process::anonymous_kb;
 use serde_json::{Value, json};
 
 use crate::{Random, complaint, prepared};
-
-/// Resident memory of a backend in kB.
-fn memory_kb(pid: i32) -> i64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process of this machine");
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"))
-        .expect("a line of it");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
-}
 
 #[tokio::test]
 async fn what_is_asked_for_in_vain_is_not_kept() {
@@ -23,7 +14,7 @@ async fn what_is_asked_for_in_vain_is_not_kept() {
     let session = prepared(&database).await;
     let pid = session.backend_pid().await;
     session.run("select ext_select('x')").await;
-    let before = memory_kb(pid);
+    let before = anonymous_kb(pid);
     for sql in [
         "select ext_select(n || repeat('x', 1000000)) from generate_series(1, 200) n",
         "select ext_select('x', jsonb_build_object('tenant_id', repeat('x', 1000000) || n)) from generate_series(1, 200) n",
@@ -32,7 +23,7 @@ async fn what_is_asked_for_in_vain_is_not_kept() {
         "select ext_select('unknown' || n) from generate_series(1, 50000) n",
     ] {
         session.run(sql).await;
-        let grown = memory_kb(pid) - before;
+        let grown = anonymous_kb(pid) - before;
         assert!(grown < 30_000, "{grown} kB more after {sql}");
     }
 }

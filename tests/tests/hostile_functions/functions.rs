@@ -77,10 +77,49 @@ impl Function {
             ("type", "text") => "'pre'::text",
             ("level", "text") => "'viewer'::text",
             ("outcomes", "text[]") => "array['success']",
+            ("since" | "step" | "wait", "interval") => "'5 min'::interval",
             ("doc", "jsonb") => r#"'{"id": "x", "type": "pre", "subject": "s"}'::jsonb"#,
             _ => return None,
         };
         Some(value)
+    }
+
+    /// Calls of an aggregate over many different values at once, over none, and in all the places where one may stand.
+    fn aggregations(&self, good: &[&str], pools: &[&Vec<String>]) -> Vec<String> {
+        let Some(((_, kind), pool)) = self.arguments.first().zip(pools.first()) else {
+            return Vec::new();
+        };
+        let values: Vec<&str> = pool
+            .iter()
+            .map(String::as_str)
+            .filter(|value| value.len() < 10_000)
+            .collect();
+        let rows = format!("unnest(array[{}]) with ordinality u(value, n)", values.join(", "));
+        let rest: String = good
+            .iter()
+            .skip(1)
+            .fold(String::new(), |rest, value| rest + ", " + value);
+        let name = &self.name;
+        vec![
+            format!("select {name}(value{rest}) from {rows} where value is not null"),
+            format!("select {name}(value{rest}) from {rows}"),
+            format!("select {name}(value{rest}) from {rows} where false"),
+            format!("select {name}(value{rest}) filter (where n % 2 = 0) from {rows}"),
+            format!("select {name}(value{rest} order by n desc) from {rows}"),
+            format!("select {name}(value{rest}) from {rows} group by n % 3"),
+            format!("select {name}(value{rest}) from {rows} group by rollup (n % 3, n % 2)"),
+            format!("select {name}(value{rest}) over (order by n) from {rows}"),
+            format!("select {name}(value{rest}) over (order by n rows between 2 preceding and 1 following) from {rows}"),
+            format!("select {name}(null::{kind}{rest}) from generate_series(1, 1000)"),
+            format!("select {name}({}{rest}) from generate_series(1, 100000)", good[0]),
+            // By parallel workers, whose states are combined.
+            format!(
+                "set local force_parallel_mode = on; set local parallel_setup_cost = 0; set local parallel_tuple_cost = 0;
+                 set local min_parallel_table_scan_size = 0;
+                 select {name}({}{rest}) from pg_attribute",
+                good[0]
+            ),
+        ]
     }
 
     /// Calls with nothing but NULL; with each value in each place; and at random.
@@ -104,6 +143,9 @@ impl Function {
                 self.name,
                 good.join(", ")
             ));
+        }
+        if self.kind == "a" {
+            calls.extend(self.aggregations(&good, &pools));
         }
         for (place, pool) in pools.iter().enumerate() {
             for value in *pool {
@@ -155,6 +197,15 @@ async fn every_function_withstands_everything() {
 
     let functions = Function::all(&session).await;
     assert!(functions.len() > 50, "{} functions", functions.len());
+    // Of every kind there is something to call, once there is something of it.
+    for kind in ["a", "p"] {
+        let names: Vec<&str> = functions
+            .iter()
+            .filter(|function| function.kind == kind)
+            .map(|f| f.name.as_str())
+            .collect();
+        println!("of kind {kind}: {names:?}");
+    }
     let kinds = functions
         .iter()
         .flat_map(|function| &function.arguments)
