@@ -8,4 +8,6 @@ version=$(sed -nE 's/^version *= *"(.*)"$/\1/p' "$root/Cargo.toml" | head -n 1)
 script=$("$pg_config" --sharedir)/extension/ext_registry--$version.sql
 [[ -f $script ]] || die "$script is missing; run 'make install' first"
 venv=$("$root/scripts/venv" pgspot)
-"$venv/bin/pgspot" "$script"
+# A procedure that commits cannot have a SET clause; the names in this one are written out.
+"$venv/bin/pgspot" --proc-without-search-path \
+    'extschema.ext_invoke_wait(id text,payload jsonb,context jsonb,INOUT result jsonb)' "$script"

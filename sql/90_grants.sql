@@ -2,9 +2,10 @@
 -- update script can give what it has added:  select @extschema@._ext_apply_grants();
 --
 --   viewer    reads the registry, its health and its history; decides and reports nothing
---   operator  also registers and changes extensions, instances, settings and policies, resets breakers, decides and reports
+--   operator  also registers and changes extensions, instances, settings and policies, resets breakers, decides, reports and
+--             calls
 --   admin     also deletes, enables and disables, renames, and owns versions with their routing rules
---   bridge    decides, reports and reads; writes no table
+--   bridge    decides, reports and reads; makes queued calls and publishes events, and writes down how far it is with these
 --
 -- No function runs with rights its caller lacks (the audit trigger excepted), so a level holds the rights to what its
 -- functions and views use inside, too.
@@ -115,6 +116,12 @@ as $$
             ('operator', 'execute', 'function', '_ext_check_unique'),
             ('operator', 'execute', 'function', '_ext_put'),
             ('operator', 'execute', 'function', '_ext_reload'),
+            -- Who asked and what became of it is not the caller's to write.
+            ('operator', 'insert (extension_id, payload, context)', 'table', 'extension_invocations'),
+            ('operator', 'select', 'table', 'extension_invocations'),
+            ('operator', 'execute', 'function', 'ext_invoke'),
+            ('operator', 'execute', 'function', 'ext_invoke_result'),
+            ('operator', 'execute', 'function', 'ext_invoke_wait'),
 
             ('admin', 'update', 'table', 'extensions'),
             ('admin', 'delete', 'table', 'extensions'),
@@ -127,6 +134,7 @@ as $$
             -- A rename takes history along.
             ('admin', 'update (extension_id)', 'table', 'extension_breaker_events'),
             ('admin', 'update (extension_id)', 'table', 'extension_metrics'),
+            ('admin', 'execute', 'function', '_ext_all_invocations'),
 
             ('bridge', 'select', 'table', 'extensions'),
             ('bridge', 'select', 'table', 'extension_versions'),
@@ -138,12 +146,24 @@ as $$
             ('bridge', 'select', 'table', 'extension_instance_health'),
             ('bridge', 'select', 'table', 'extension_breaker_events'),
             ('bridge', 'select', 'table', '_ext_documents'),
-            ('bridge', 'select (changed_at)', 'table', 'extension_audit_log'),
+            ('bridge', 'select (id, extension_id, action, table_name, changed_by, changed_at, transaction_id)', 'table',
+                'extension_audit_log'),
             ('bridge', 'execute', 'function', 'ext_select'),
             ('bridge', 'execute', 'function', 'ext_select_many'),
             ('bridge', 'select', 'table', 'extension_metrics'),
             ('bridge', 'insert', 'table', 'extension_metrics'),
             ('bridge', 'update', 'table', 'extension_metrics'),
+            ('bridge', 'select', 'table', 'extension_invocations'),
+            ('bridge', 'update (state, attempts, leased_by, leased_until, result, error, finished_at)', 'table',
+                'extension_invocations'),
+            ('bridge', 'execute', 'function', '_ext_all_invocations'),
+            ('bridge', 'execute', 'function', '_ext_check_id'),
+            ('bridge', 'execute', 'function', '_ext_check_int'),
+            ('bridge', 'execute', 'function', '_ext_check_object'),
+            ('bridge', 'execute', 'function', '_ext_check_one_of'),
+            ('bridge', 'select', 'table', 'extension_publications'),
+            ('bridge', 'insert', 'table', 'extension_publications'),
+            ('bridge', 'update', 'table', 'extension_publications'),
             ('bridge', 'execute', 'function', 'ext_report_merge'),
             ('bridge', 'execute', 'function', '_ext_merge'),
             ('bridge', 'execute', 'function', 'hdr_merge'),
@@ -191,7 +211,7 @@ begin
         join pg_class c on c.relname = given.object and c.relnamespace = '@extschema@'::regnamespace
         where given.kind = 'table'
         union all
-        select given.privilege, given.kind, f.oid::regprocedure::text
+        select given.privilege, 'routine', f.oid::regprocedure::text
         from @extschema@._ext_privileges(level) given
         join pg_proc f on f.proname = given.object and f.pronamespace = '@extschema@'::regnamespace
         join pg_depend member on member.classid = 'pg_proc'::regclass and member.objid = f.oid and member.deptype = 'e'
@@ -299,7 +319,7 @@ begin
         join pg_extension x on x.oid = d.refobjid and x.extname = 'ext_registry'
         where has_function_privilege('public', f.oid, 'execute')
     loop
-        execute format('revoke all on function %s from public', member.object);
+        execute format('revoke all on routine %s from public', member.object);
     end loop;
     for member in
         select t.oid::regtype::text as object

@@ -77,6 +77,8 @@ pub struct Metrics {
     pub postgres_connected: IntGauge,
     /// Messages that the client library dropped.
     pub dropped: IntCounter,
+    /// Calls queued in SQL that this bridge has taken up, by what became of them.
+    pub queued: IntCounterVec,
     /// Whether this bridge shows the series that describe the registry.
     pub leader: IntGauge,
 }
@@ -264,6 +266,11 @@ impl Metrics {
             dropped: b.counter(
                 "ext_bridge_dropped_messages_total",
                 "Messages dropped because the bridge was too slow",
+            ),
+            queued: b.counters(
+                "ext_bridge_queued_calls_total",
+                "Calls queued in SQL that this bridge took up: done, failed, given back, or taken over by another",
+                &["state"],
             ),
             leader: b.gauge(
                 "ext_bridge_registry_series",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::{Notify, watch};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
-use tokio_postgres::{Client, Config, NoTls, Statement};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Statement};
 
 use crate::metrics::Metrics;
 
@@ -108,11 +108,26 @@ pub fn in_schema(sql: &str, schema: &str) -> String {
 
 /// Connects, drives the connection in a task, and finds the extension. Gives its quoted schema and its version.
 pub async fn connect(config: &Config) -> Result<(Client, tokio::task::JoinHandle<()>, String, String), PgError> {
+    connect_with(config, Arc::default()).await
+}
+
+async fn connect_with(
+    config: &Config,
+    notified: Arc<Notify>,
+) -> Result<(Client, tokio::task::JoinHandle<()>, String, String), PgError> {
     let work = async {
-        let (client, connection) = config.connect(NoTls).await?;
+        let (client, mut connection) = config.connect(NoTls).await?;
         let driver = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error = describe(&error), "a connection to Postgres ended");
+            loop {
+                match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+                    Some(Ok(AsyncMessage::Notification(_))) => notified.notify_one(),
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => {
+                        tracing::debug!(error = describe(&error), "a connection to Postgres ended");
+                        return;
+                    }
+                    None => return,
+                }
             }
         });
         match client.query_opt(include_str!("queries/extension.sql"), &[]).await? {
@@ -123,6 +138,43 @@ pub async fn connect(config: &Config) -> Result<(Client, tokio::task::JoinHandle
     tokio::time::timeout(Duration::from_secs(10), work)
         .await
         .unwrap_or(Err(PgError::TimedOut))
+}
+
+/// A connection used by one task alone, straight to the server: its locks and what it listens for are its own. Ends when
+/// dropped.
+pub struct Direct {
+    /// The connection.
+    pub client: Client,
+    /// The extension's schema, quoted.
+    pub schema: String,
+    /// Told of every notification.
+    pub notified: Arc<Notify>,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Direct {
+    /// Connects and finds the extension.
+    pub async fn open(config: &Config) -> Result<Self, PgError> {
+        let notified = Arc::new(Notify::new());
+        let (client, driver, schema, _) = connect_with(config, Arc::clone(&notified)).await?;
+        Ok(Self {
+            client,
+            schema,
+            notified,
+            driver,
+        })
+    }
+
+    /// A statement with the extension's schema put in.
+    pub fn sql(&self, sql: &str) -> String {
+        in_schema(sql, &self.schema)
+    }
+}
+
+impl Drop for Direct {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
 }
 
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);

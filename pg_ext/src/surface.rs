@@ -63,4 +63,10 @@ extension_sql_file!(
     name = "70_status",
     requires = ["62_validate"]
 );
-extension_sql_file!("../../sql/90_grants.sql", name = "90_grants", requires = ["70_status"]);
+extension_sql_file!("../../sql/80_invoke.sql", name = "80_invoke", requires = ["70_status"]);
+extension_sql_file!(
+    "../../sql/81_publish.sql",
+    name = "81_publish",
+    requires = ["80_invoke"]
+);
+extension_sql_file!("../../sql/90_grants.sql", name = "90_grants", requires = ["81_publish"]);

@@ -154,8 +154,8 @@ async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String,
     let (number, user): (&str, &str) = (server.get(0), server.get(1));
     Lines::good("postgres", &format!("server {number}, as {user}"));
     Lines::good("extension", &format!("ext_registry {version} in schema {schema}"));
-    // Without the last ones the bridge serves, and shows less, or has no image and no way to hand over what it gathered.
-    let rights: [(&str, &str); 10] = [
+    // Without the last ones the bridge serves, and shows or does less, or has no image and no way to hand over what it gathered.
+    let rights: [(&str, &str); 13] = [
         ("ext_select_many", include_str!("../queries/decide.sql")),
         ("ext_report_many", include_str!("../queries/report.sql")),
         ("extension_policies", include_str!("../queries/policies.sql")),
@@ -166,6 +166,9 @@ async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String,
         ("ext_export", include_str!("../queries/export.sql")),
         ("extension_version_health", include_str!("../queries/open_breakers.sql")),
         ("ext_report_merge", include_str!("../queries/merge.sql")),
+        ("extension_invocations", include_str!("../queries/claim.sql")),
+        ("_ext_all_invocations", include_str!("../queries/finish.sql")),
+        ("extension_publications", include_str!("../queries/published.sql")),
     ];
     for (place, (what, sql)) in rights.into_iter().enumerate() {
         let sql = in_schema(sql, &schema);

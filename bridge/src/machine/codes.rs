@@ -87,10 +87,13 @@ impl Failure {
         self
     }
 
+    /// What the reply has under `error`.
+    pub fn error(&self) -> Json {
+        json!({"code": self.code.as_str(), "message": self.message, "details": self.details})
+    }
+
     /// The body of the reply.
     pub fn body(&self) -> Vec<u8> {
-        json!({"ok": false, "error": {"code": self.code.as_str(), "message": self.message, "details": self.details}})
-            .to_string()
-            .into_bytes()
+        json!({"ok": false, "error": self.error()}).to_string().into_bytes()
     }
 }

@@ -89,6 +89,11 @@ impl Members {
         }
     }
 
+    /// One member, as raw JSON.
+    pub fn get(&self, key: &str) -> Option<&Bytes> {
+        self.0.iter().find(|(name, _)| **name == *key).map(|(_, value)| value)
+    }
+
     /// As JSON text.
     pub fn render(&self) -> Bytes {
         if self.0.is_empty() {

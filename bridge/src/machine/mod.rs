@@ -148,11 +148,34 @@ pub struct Report {
     pub target: Target,
 }
 
+/// Where an answer goes.
+#[derive(Debug, Clone)]
+pub enum ReplyTo {
+    /// To a subject of NATS; without, nobody waits for it.
+    Nats(Option<Subject>),
+    /// To somebody in this process, under the number he gave.
+    Inside(u64),
+}
+
+/// A request from within this process: like one that came by NATS, but for the way of the answer.
+#[derive(Debug)]
+pub struct InsideRequest {
+    /// What is asked for.
+    pub asked: Asked,
+    /// The extension; of a pipeline empty.
+    pub extension_id: String,
+    /// The body, as it would come by NATS.
+    pub body: Bytes,
+}
+
+/// The answer to a request from within: the body, or why there is none.
+pub type InsideAnswer = Result<Bytes, Failure>;
+
 /// Who asked.
 #[derive(Debug)]
 pub struct Client {
-    /// Where the answer goes; without, nobody waits for one.
-    pub reply: Option<Subject>,
+    /// Where the answer goes.
+    pub reply: ReplyTo,
     /// When the request came.
     pub received_us: u64,
     /// Its size, in bytes.
@@ -231,6 +254,7 @@ pub struct Machine {
     bytes: usize,
     max_payload: usize,
     outbound: Vec<Outbound>,
+    inside: Vec<(u64, InsideAnswer)>,
     questions: VecDeque<Question>,
     previews: VecDeque<Question>,
     overdue: Vec<Question>,
@@ -265,6 +289,7 @@ impl Machine {
             bytes: 0,
             max_payload: 1 << 20,
             outbound: Vec::new(),
+            inside: Vec::new(),
             questions: VecDeque::new(),
             previews: VecDeque::new(),
             overdue: Vec::new(),
@@ -292,10 +317,22 @@ impl Machine {
 
     /// A request came in.
     pub fn on_request(&mut self, asked: Asked, message: &Inbound, now: u64) {
+        let id = message.subject.rsplit('.').next().unwrap_or_default();
+        let reply = ReplyTo::Nats(message.reply.clone());
+        self.take(asked, id, reply, &message.payload, message.header("traceparent"), now);
+    }
+
+    /// A request from within this process; its answer is given under `number`.
+    pub fn on_inside(&mut self, request: &InsideRequest, number: u64, now: u64) {
+        let reply = ReplyTo::Inside(number);
+        self.take(request.asked, &request.extension_id, reply, &request.body, None, now);
+    }
+
+    fn take(&mut self, asked: Asked, id: &str, reply: ReplyTo, body: &Bytes, traceparent: Option<&str>, now: u64) {
         self.stats[asked as usize].requests += 1;
-        let bytes = message.payload.len();
+        let bytes = body.len();
         let client = Client {
-            reply: message.reply.clone(),
+            reply,
             received_us: now,
             bytes,
             asked,
@@ -316,14 +353,10 @@ impl Machine {
         }
         let mut limits = self.settings.limits;
         limits.message_bytes = limits.message_bytes.min(self.max_payload.saturating_sub(16 << 10));
-        let traceparent = message.header("traceparent");
-        match Request::parse(asked, &message.payload, traceparent, &limits, &mut self.random) {
+        match Request::parse(asked, body, traceparent, &limits, &mut self.random) {
             Err(failure) => self.answer_failure(&client, &failure, now),
             Ok(request) => match asked {
-                Asked::Invoke => {
-                    let id = message.subject.rsplit('.').next().unwrap_or_default();
-                    self.invoke(Rc::from(id), request, client, now);
-                }
+                Asked::Invoke => self.invoke(Rc::from(id), request, client, now),
                 Asked::Route => self.begin_route(request, client, now),
             },
         }
@@ -413,6 +446,11 @@ impl Machine {
     /// Takes the messages to send.
     pub fn take_outbound(&mut self) -> std::vec::Drain<'_, Outbound> {
         self.outbound.drain(..)
+    }
+
+    /// Takes the answers for this process.
+    pub fn take_inside(&mut self) -> std::vec::Drain<'_, (u64, InsideAnswer)> {
+        self.inside.drain(..)
     }
 
     /// Takes questions for a batch; those whose call is gone are dropped. Previews are questions without side effects.
@@ -542,7 +580,10 @@ impl Machine {
     /// Answers a caller and forgets it.
     pub(crate) fn answer(&mut self, client: &Client, payload: Bytes, headers: Headers, now: u64) {
         self.finished(client, false, now);
-        self.reply(client, payload, headers, now);
+        match &client.reply {
+            ReplyTo::Inside(number) => self.inside.push((*number, Ok(payload))),
+            ReplyTo::Nats(subject) => self.reply(subject.as_ref(), payload, headers, now),
+        }
     }
 
     /// Tells a caller that its request was refused or failed.
@@ -561,11 +602,14 @@ impl Machine {
         }
         headers.push("Nats-Service-Error", &failure.message);
         headers.push("Nats-Service-Error-Code", &failure.code.number().to_string());
-        self.reply(client, failure.body().into(), headers, now);
+        match &client.reply {
+            ReplyTo::Inside(number) => self.inside.push((*number, Err(failure.clone()))),
+            ReplyTo::Nats(subject) => self.reply(subject.as_ref(), failure.body().into(), headers, now),
+        }
     }
 
-    fn reply(&mut self, client: &Client, payload: Bytes, headers: Headers, now: u64) {
-        let Some(subject) = client.reply.clone() else { return };
+    fn reply(&mut self, subject: Option<&Subject>, payload: Bytes, headers: Headers, now: u64) {
+        let Some(subject) = subject.cloned() else { return };
         let (payload, headers) = if payload.len() > self.max_payload.saturating_sub(4096) {
             let failure = Failure::new(Code::Internal, "the reply is larger than NATS takes");
             let mut headers = Headers::default();

@@ -7,12 +7,13 @@ use ext_registry_core::outcome::Outcome;
 use ext_registry_core::policy::PolicyDocument;
 use serde_json::{Value as Json, json};
 
+use super::codes::Code;
 use super::contract::Kind;
 use super::limits::Limits;
 use super::mux::Inbox;
 use super::policies::Found;
 use super::request::Asked;
-use super::{Decision, Facts, Machine, MachineSettings, Question, Report, Undecided};
+use super::{Decision, Facts, InsideRequest, Machine, MachineSettings, Question, Report, Undecided};
 use crate::metrics::Metrics;
 use crate::transport::{Channel, Inbound, Outbound};
 
@@ -194,6 +195,40 @@ fn one_call() {
     assert!(reply.headers.iter().any(|h| h == ("Ext-Attempts", "1")));
     assert_eq!(world.reports(), [(1, Outcome::Success, 0)]);
     assert_eq!(world.reports[0].latency_us, 7 * MS);
+    world.idle();
+}
+
+#[test]
+fn a_request_from_within_is_like_any_other_but_for_the_way_of_its_answer() {
+    let mut world = World::new();
+    let request = |id: &str| InsideRequest {
+        asked: Asked::Invoke,
+        extension_id: id.to_owned(),
+        body: Bytes::from_static(br#"{"payload": {"a": 1}}"#),
+    };
+    world.machine.on_inside(&request("ext"), 5, world.now);
+    world.decide(&pre(100, 0));
+    let attempt = world.attempt();
+    world.reply_to(&attempt, r#"{"payload": {"b": 2}}"#);
+    world.machine.on_inside(&request("not an id"), 6, world.now);
+    world.machine.drain();
+    world.machine.on_inside(&request("ext"), 7, world.now);
+    let answers: Vec<_> = world
+        .machine
+        .take_inside()
+        .map(|(number, answer)| (number, answer.map_err(|failure| failure.code)))
+        .collect();
+    let body = Bytes::from_static(br#"{"payload": {"b": 2}}"#);
+    assert_eq!(
+        answers,
+        [
+            (5, Ok(body)),
+            (6, Err(Code::ExtensionNotFound)),
+            (7, Err(Code::Overloaded))
+        ]
+    );
+    assert!(world.sent().is_empty());
+    assert_eq!(world.reports(), [(1, Outcome::Success, 0)]);
     world.idle();
 }
 

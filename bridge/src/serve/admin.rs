@@ -6,13 +6,15 @@ use bytes::Bytes;
 use ext_registry_core::policy::PolicyDocument;
 use serde_json::{Map, Value as Json, json};
 use subtle::ConstantTimeEq;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::event_loop::{AdminRequest, Control};
 use super::registry::Registry;
 use super::views::View;
 use crate::config::{Settings, Source};
+use crate::machine::InsideRequest;
 use crate::machine::codes::{Code, Failure};
+use crate::machine::request::Asked;
 use crate::pg::PgError;
 use crate::transport::Headers;
 
@@ -82,6 +84,9 @@ async fn answer(settings: &Settings, registry: &Registry, request: &AdminRequest
         serde_json::from_slice(&request.payload)
             .map_err(|_| Failure::new(Code::InvalidRequest, "the request must be a JSON object"))?
     };
+    if request.op == "dry_run_pipeline" {
+        return dry_run(&body, &request.from).await;
+    }
     let here = registry.source() == Source::Fixtures;
     match request.op.as_str() {
         "get_extension_health" => {
@@ -136,6 +141,76 @@ fn word(body: &Map<String, Json>, key: &str) -> Result<String, Failure> {
     }
 }
 
+/// What a pipeline would do: the same path as a call of it, without effects. The payload is the message, or its payload where
+/// it is no object.
+async fn dry_run(body: &Map<String, Json>, via: &mpsc::UnboundedSender<Control>) -> Result<Json, Failure> {
+    let (tenant, policy) = (word(body, "tenant_id")?, word(body, "policy_id")?);
+    let payload = match body.get("payload") {
+        None | Some(Json::Null) => {
+            return Err(Failure::new(Code::InvalidRequest, "payload is required").with("key", "payload"));
+        }
+        Some(payload) => payload,
+    };
+    if body.get("dry_run").is_some_and(|dry| *dry != Json::Bool(true)) {
+        let failure = Failure::new(
+            Code::InvalidRequest,
+            "dry_run can only be true; use route to call the pipeline",
+        );
+        return Err(failure.with("key", "dry_run"));
+    }
+    let message = if payload.is_object() {
+        payload.clone()
+    } else {
+        json!({ "payload": payload })
+    };
+    let mut route = json!({"tenant_id": tenant, "policy_id": policy, "message": message, "dry_run": true});
+    for key in ["metadata", "context", "request_id", "trace_id", "timeout_ms"] {
+        if let Some(value) = body.get(key) {
+            route[key] = value.clone();
+        }
+    }
+    let (tell, told) = oneshot::channel();
+    let request = InsideRequest {
+        asked: Asked::Route,
+        extension_id: String::new(),
+        body: route.to_string().into(),
+    };
+    let _ = via.send(Control::Inside(request, tell)); // a loop that has ended answers nothing
+    let answer = told
+        .await
+        .unwrap_or_else(|_| Err(Failure::new(Code::Overloaded, "the bridge is shutting down")));
+    match answer {
+        Ok(bytes) => {
+            let reply: Json =
+                serde_json::from_slice(&bytes).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+            Ok(dry_run_result(&reply, payload.is_object()))
+        }
+        // Who refuses is in the details already where an extension does.
+        Err(failure) => {
+            let blocked_by = failure.details.get("extension_id").cloned().unwrap_or(Json::Null);
+            Err(failure.with("blocked_by", blocked_by))
+        }
+    }
+}
+
+/// The reply of a pipeline in the shape of this operation.
+fn dry_run_result(reply: &Json, whole_message: bool) -> Json {
+    let executed = reply["executed_extensions"].as_array().cloned().unwrap_or_default();
+    let post: Vec<&Json> = executed
+        .iter()
+        .filter(|item| item["type"] == "post" && item["status"] == "dry_run")
+        .map(|item| &item["id"])
+        .collect();
+    let payload = if whole_message {
+        &reply["message"]
+    } else {
+        &reply["message"]["payload"]
+    };
+    json!({"ok": true, "result": {
+        "decision": reply["decision"], "provider_selected": reply["decision"]["provider_id"], "blocked_by": null,
+        "executed_extensions": executed, "post_processors_executed": post, "final_payload": payload}})
+}
+
 /// Assumed time of one extension, in ms.
 const ASSUMED_LATENCY_MS: usize = 30;
 
@@ -186,6 +261,25 @@ mod tests {
     fn no_key_configured_is_refused() {
         assert!(!key_fits(None, None) && !key_fits(None, Some("")) && !key_fits(Some("a"), None));
         assert!(!key_fits(Some("a"), Some("b")) && key_fits(Some("a"), Some("a")));
+    }
+
+    #[test]
+    fn dry_runs_have_the_shape_of_their_operation() {
+        let executed =
+            json!([{"id": "a", "type": "pre", "status": "dry_run"}, {"id": "z", "type": "post", "status": "dry_run"}]);
+        let reply = json!({"ok": true, "message": {"payload": "x"}, "executed_extensions": executed,
+                           "decision": {"provider_id": "p", "reason": "weighted"}});
+        let answer = dry_run_result(&reply, false);
+        assert_eq!(
+            answer,
+            json!({"ok": true, "result": {
+                "decision": {"provider_id": "p", "reason": "weighted"}, "provider_selected": "p", "blocked_by": null,
+                "executed_extensions": executed, "post_processors_executed": ["z"], "final_payload": "x"}})
+        );
+        assert_eq!(
+            dry_run_result(&reply, true)["result"]["final_payload"],
+            json!({"payload": "x"})
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! A turn takes what has come (at most so many messages), lets the machine work, writes to NATS first and to Postgres after,
 //! and sleeps until the next timer. Nothing in a turn waits.
 
+use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use crate::image::{Image, Kept};
 use crate::machine::mux::Inbox;
 use crate::machine::policies::Found;
 use crate::machine::request::Asked;
-use crate::machine::{Machine, Question, Target, Undecided};
+use crate::machine::{InsideAnswer, InsideRequest, Machine, Question, Target, Undecided};
 use crate::metrics::Metrics;
 use crate::pg::{self, Conn, Link, Role};
 use crate::transport::{Channel, Headers, Inbound, Outbound, Subject, Transport, TransportError};
@@ -48,6 +49,8 @@ pub enum Control {
     Look(oneshot::Sender<Option<Views>>),
     /// Answer an admin request.
     Reply(Subject, Headers, Bytes),
+    /// Take a request from within the process. Without an answer the loop has ended.
+    Inside(InsideRequest, oneshot::Sender<InsideAnswer>),
 }
 
 /// An admin request, handed to whoever answers it.
@@ -157,6 +160,8 @@ pub struct EventLoop {
     connects: u64,
     dropped: u64,
     tended_us: u64,
+    inside: HashMap<u64, oneshot::Sender<InsideAnswer>>,
+    inside_number: u64,
 }
 
 struct Drain {
@@ -273,6 +278,8 @@ impl EventLoop {
             connects: transport.connects(),
             dropped: 0,
             tended_us: 0,
+            inside: HashMap::new(),
+            inside_number: 0,
             transport,
         };
         Ok((this, handle))
@@ -329,6 +336,12 @@ impl EventLoop {
                         Decides::Database | Decides::Nobody => None,
                     };
                     let _ = tell.send(local.map(|local| local.views())); // whoever asked may have gone
+                }
+                Control::Inside(request, answer) => {
+                    self.inside_number += 1;
+                    self.inside.insert(self.inside_number, answer);
+                    let now = self.now();
+                    self.machine.on_inside(&request, self.inside_number, now);
                 }
                 Control::Reply(subject, headers, payload) => {
                     let expires_us = self.now() + 10_000_000;
@@ -453,6 +466,11 @@ impl EventLoop {
             }
         }
         self.transport.send_waiting(now);
+        for (number, answer) in self.machine.take_inside() {
+            if let Some(waiting) = self.inside.remove(&number) {
+                let _ = waiting.send(answer); // nobody may wait any more
+            }
+        }
     }
 
     fn ask(&mut self, cx: &mut Context<'_>) {

@@ -4,12 +4,15 @@
 pub mod admin;
 pub mod clock;
 pub mod event_loop;
+pub mod events;
 pub mod fallback;
 pub mod grpc;
 pub mod http;
 pub mod keeper;
+pub mod leader;
 pub mod local;
 pub mod micro;
+pub mod queue;
 pub mod registry;
 pub mod views;
 
@@ -216,6 +219,8 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
         registry,
         stopped,
     ));
+    let queue = queue::Queue::start(&settings, settings.source, handles.clone(), Arc::clone(&metrics));
+    tokio::spawn(events::serve(settings.clone(), settings.source));
     tracing::info!(
         source = settings.source.as_str(),
         prefix = settings.prefix,
@@ -225,7 +230,9 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
         "started"
     );
     wait_for_signal().await?;
+    queue.stop();
     drain(&settings, &status, handles).await;
+    queue.ended().await;
     let _ = stop.send(true);
     for thread in threads {
         if thread.join().is_err() {

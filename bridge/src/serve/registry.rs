@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio_postgres::{Client, Config, Row};
+use tokio_postgres::{Config, Row};
 
 use super::event_loop::{Control, Sources};
+use super::leader::Lead;
 use super::local;
 use super::views::{self, Views};
 use crate::config::{Settings, Source};
@@ -18,7 +19,7 @@ use crate::exit::Exit;
 use crate::image::Image;
 use crate::machine::policies::PolicyKey;
 use crate::metrics::Metrics;
-use crate::pg::{self, PgError, describe, in_schema};
+use crate::pg::{self, Direct, PgError, describe};
 
 /// Series are read again after this time.
 const MAX_AGE: Duration = Duration::from_secs(1);
@@ -28,16 +29,8 @@ const SYNC: Duration = Duration::from_mins(1);
 const LOCK: i64 = 0x6578_745f_6272_6467;
 
 struct Link {
-    client: Client,
-    driver: tokio::task::JoinHandle<()>,
-    schema: String,
-    leads: bool,
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
+    direct: Direct,
+    lead: Lead,
 }
 
 #[derive(Default)]
@@ -191,15 +184,12 @@ impl Registry {
     }
 
     async fn link<'a>(&self, inner: &'a mut Inner) -> Result<&'a mut Link, PgError> {
-        if inner.link.as_ref().is_none_or(|link| link.client.is_closed()) {
+        if inner.link.as_ref().is_none_or(|link| link.direct.client.is_closed()) {
             inner.link = None;
             inner.last_event = 0;
-            let (client, driver, schema, _) = pg::connect(&self.config).await?;
             inner.link = Some(Link {
-                client,
-                driver,
-                schema,
-                leads: false,
+                direct: Direct::open(&self.config).await?,
+                lead: Lead::new(LOCK),
             });
         }
         inner.link.as_mut().ok_or(PgError::NoExtension)
@@ -214,8 +204,8 @@ impl Registry {
         let work = async {
             let mut inner = self.inner.lock().await;
             let link = self.link(&mut inner).await?;
-            let (sql, patience) = (in_schema(sql, &link.schema), Duration::from_secs(5));
-            let rows = tokio::time::timeout(patience, link.client.query(&sql, params)).await;
+            let patience = Duration::from_secs(5);
+            let rows = tokio::time::timeout(patience, link.direct.client.query(&link.direct.sql(sql), params)).await;
             if rows.is_err() {
                 // It may never answer again.
                 inner.link = None;
@@ -243,22 +233,12 @@ impl Registry {
             inner.last_event
         };
         let link = self.link(inner).await?;
-        let row = link
-            .client
-            .query_one("select pg_catalog.pg_try_advisory_lock($1)", &[&LOCK])
-            .await?;
-        let held: bool = row.get(0);
-        if held && link.leads {
-            // Locks of a session count; give the second one back.
-            link.client
-                .execute("select pg_catalog.pg_advisory_unlock($1)", &[&LOCK])
-                .await?;
-        }
-        link.leads = held;
+        let held = link.lead.try_to(&link.direct.client).await?;
+        let link = &link.direct;
         metrics.leader.set(i64::from(held));
         let counts = link
             .client
-            .query(&in_schema(include_str!("../queries/counts.sql"), &link.schema), &[])
+            .query(&link.sql(include_str!("../queries/counts.sql")), &[])
             .await?;
         let total = counts.iter().map(|row| row.get::<_, i64>(1)).sum();
         if !held {
@@ -274,13 +254,13 @@ impl Registry {
         }
         let health = link
             .client
-            .query(&in_schema(include_str!("../queries/health.sql"), &link.schema), &[])
+            .query(&link.sql(include_str!("../queries/health.sql")), &[])
             .await?;
         let instances = link
             .client
-            .query(&in_schema(include_str!("../queries/instances.sql"), &link.schema), &[])
+            .query(&link.sql(include_str!("../queries/instances.sql")), &[])
             .await?;
-        let openings = in_schema(include_str!("../queries/openings.sql"), &link.schema);
+        let openings = link.sql(include_str!("../queries/openings.sql"));
         // A role without rights to the history still shows the rest.
         let openings = link
             .client

@@ -7,6 +7,9 @@ events as (
 ),
 reporters as (
     delete from @schema@.extension_reporters where saved_at < pg_catalog.now() - interval '7 days'
+),
+invocations as (
+    delete from @schema@.extension_invocations where asked_at < pg_catalog.now() - interval '1 hour'
 )
 delete from @schema@.extension_target_state s
 where not exists (select from @schema@.extensions e where e.uid = s.uid)

@@ -103,6 +103,12 @@ insert into attempts (statement) values
     ('select ext_revoke(''regress_admin'', ''admin'')'),
     ('update extension_audit_log set action = ''create'''),
     ('delete from extension_audit_log'),
+    ('select ext_invoke(''a'', ''{}'')'),
+    ('insert into extension_invocations (extension_id, payload, state) values (''a'', ''{}'', ''queued'')'),
+    ('select payload from extension_invocations'),
+    ('update extension_invocations set state = ''queued'''),
+    ('delete from extension_invocations'),
+    ('update extension_publications set event_id = 0'),
     ('create temporary table mine (latency hdr)');
 select
     a.statement,
