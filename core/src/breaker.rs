@@ -176,6 +176,8 @@ pub struct Breaker {
     resets: AtomicU64,
     /// The last failure or slow success in the window, microseconds since the Unix epoch.
     bad_us: AtomicU64,
+    /// The last judgement by enough outcomes, see [`Settings::judgement`].
+    judged: AtomicU64,
     leases: [AtomicU64; MAX_PROBES],
     window: Window,
     /// See [`followed`].
@@ -190,6 +192,7 @@ impl Default for Breaker {
             recovery: AtomicU64::new(0),
             resets: AtomicU64::new(0),
             bad_us: AtomicU64::new(0),
+            judged: AtomicU64::new(0),
             leases: [const { AtomicU64::new(0) }; MAX_PROBES],
             window: Window::default(),
             followed: followed::Followed::default(),
@@ -413,7 +416,12 @@ impl Breaker {
                     return None;
                 }
                 let tally = self.window.tally(settings.window_us, now_us);
-                let reason = settings.judge(&tally)?;
+                let Some(reason) = settings.judge(&tally) else {
+                    if tally.requests() >= u64::from(settings.minimum_requests) {
+                        self.judged.store(settings.judgement(now_us), Relaxed);
+                    }
+                    return None;
+                };
                 self.open(settings, raw, now_us, random, reason, tally)
             }
             // Without a ticket it can only speak for a probe that is under way: the one that ends first.
@@ -426,11 +434,15 @@ impl Breaker {
     }
 
     /// Whether an outcome can bring the window to a threshold. A good one can where there is something bad in it: it may be the one that
-    /// makes enough outcomes to judge, or older good ones have left the window since.
+    /// makes enough outcomes to judge, or older good ones have left the window with the last bucket. Once there are enough, one judgement a
+    /// bucket will do.
     fn may_tip(&self, settings: &Settings, report: Report, now_us: u64) -> bool {
         match report.verdict {
             Verdict::Neutral => false,
-            Verdict::Success if !report.slow => self.bad_us.load(Relaxed) + settings.window_us > now_us,
+            Verdict::Success if !report.slow => {
+                self.bad_us.load(Relaxed) + settings.window_us > now_us
+                    && self.judged.load(Relaxed) != settings.judgement(now_us)
+            }
             Verdict::Success | Verdict::Failure => true,
         }
     }
@@ -443,6 +455,7 @@ impl Breaker {
         };
         if failed || report.slow {
             self.bad_us.store(now_us, Relaxed);
+            self.judged.store(0, Relaxed);
         }
         self.window
             .record(settings.window_us, now_us, failed, !failed && report.slow);

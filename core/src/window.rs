@@ -76,7 +76,7 @@ impl Cell {
 }
 
 /// The number of the bucket that holds `now_us`, and thereby its place in the ring.
-fn bucket(window_us: u64, now_us: u64) -> u64 {
+pub(crate) fn bucket(window_us: u64, now_us: u64) -> u64 {
     now_us / (window_us / BUCKETS).max(1)
 }
 
@@ -98,14 +98,23 @@ impl Window {
     /// What happened within the last `window_us` before `now_us`.
     pub fn tally(&self, window_us: u64, now_us: u64) -> Tally {
         let newest = bucket(window_us, now_us);
-        let mut tally = Tally::default();
-        for number in newest.saturating_sub(BUCKETS - 1)..=newest {
-            let (place, tag) = ((number % BUCKETS) as usize, number as u32);
-            tally.successes += self.successes[place].get(tag);
-            tally.failures += self.failures[place].get(tag);
-            tally.slow += self.slow[place].get(tag);
+        let last = (newest % BUCKETS) as usize;
+        // The ring as it lies: up to the newest bucket this lap, behind it the lap before.
+        let lap = (newest as u32).wrapping_sub(last as u32);
+        let before = lap.wrapping_sub(BUCKETS as u32);
+        let sum = |cells: &[Cell; BUCKETS as usize]| {
+            let of_lap = |(lap, range): (u32, std::ops::Range<usize>)| {
+                range
+                    .map(|place| cells[place].get(lap.wrapping_add(place as u32)))
+                    .sum::<u64>()
+            };
+            of_lap((lap, 0..last + 1)) + of_lap((before, last + 1..BUCKETS as usize))
+        };
+        Tally {
+            successes: sum(&self.successes),
+            failures: sum(&self.failures),
+            slow: sum(&self.slow),
         }
-        tally
     }
 
     /// Forgets everything.

@@ -5,23 +5,26 @@
 
 #![allow(dead_code, reason = "not every benchmark measures everything")]
 
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use ext_registry_core::account::{self, Result as Ended};
 use ext_registry_core::balance::Schedule;
 use ext_registry_core::breaker::{Admission, Breaker, Report, Settings};
 use ext_registry_core::compile::Compiled;
 use ext_registry_core::decide::{Caller, Decision, Live, Request, decide};
 use ext_registry_core::engine::Engine;
+use ext_registry_core::fitness::{Effects, Fitness, Remembered};
 use ext_registry_core::fixture::ExtensionDocument;
 use ext_registry_core::histogram::LatencyRing;
 use ext_registry_core::outcome::{Outcome, Verdict};
-use ext_registry_core::target::{Target, minute};
+use ext_registry_core::target::{Target, Turn, minute};
 use ext_registry_core::tickets::{Call, Entry, Table, Taken};
 use serde_json::{Map, Value as Json, json};
 
 /// The extension's id.
 pub const ID: &str = "service";
-/// The tenants of the rule. A compiled rule holds a short list in an order that differs from process to process; since lengths differ,
-/// it matters little how many are compared before the one that is asked for.
+/// The tenants of the rule.
 const TENANTS: [&str; 3] = ["one", "t2", "third"];
 /// Weights of its instances.
 pub const WEIGHTS: [u32; 2] = [67, 33];
@@ -50,6 +53,23 @@ pub struct Scene {
 struct Places {
     versions: &'static [Target],
     instances: &'static [Target],
+    suspicions: AtomicU64,
+    fitness: Remembered,
+}
+
+impl Places {
+    fn of(engine: &'static Engine, compiled: &Compiled) -> Self {
+        let instances = engine.instance_targets(ID);
+        let fitness = Remembered::default();
+        let judged = Fitness::judge(compiled, |i| instances.get(i), NOW_US, 0, Effects::Apply, |_, _| ());
+        assert!(fitness.keep(2, judged, NOW_US).is_none(), "all are fit");
+        Self {
+            versions: engine.version_targets(ID),
+            instances,
+            suspicions: AtomicU64::new(2),
+            fitness,
+        }
+    }
 }
 
 impl Live for Places {
@@ -59,6 +79,14 @@ impl Live for Places {
 
     fn instance(&self, place: usize) -> Option<&Target> {
         self.instances.get(place)
+    }
+
+    fn fitness(&self, now_us: u64, _random: u64, _effects: Effects) -> Option<Rc<Fitness>> {
+        // As a session of Postgres: one count that all share, and what it remembers.
+        if self.fitness.holds(self.suspicions.load(Relaxed), now_us) {
+            return self.fitness.get();
+        }
+        unreachable!("nothing happens to the instances of the scene")
     }
 }
 
@@ -81,10 +109,7 @@ impl Scene {
         let engine: &Engine = Box::leak(Box::new(Engine::new(&[document], 1, 7).expect("a valid registry")));
         let mut scene = Self {
             compiled: engine.extension(ID).expect("it is registered"),
-            live: Places {
-                versions: engine.version_targets(ID),
-                instances: engine.instance_targets(ID),
-            },
+            live: Places::of(engine, engine.extension(ID).expect("it is registered")),
             context: Map::from_iter([("tenant_id".to_owned(), json!("t2"))]),
             entries: std::iter::repeat_with(Entry::default).take(65_536).collect(),
             cursor: 0,
@@ -148,7 +173,7 @@ impl Scene {
             retries: 0,
         };
         let moved = account::settle(version, Some(instance), &taken, result, now_us, self.calls);
-        assert!(moved.is_none(), "a success opens nothing");
+        assert!(moved.transition.is_none() && !moved.suspect, "a success opens nothing");
     }
 
     /// One latency recorded.
@@ -173,7 +198,7 @@ impl Scene {
 
     /// One weighted choice among the instances, all sessions together.
     pub fn choose(&self) -> usize {
-        self.schedule.pick(self.chooser.take_turn())
+        self.schedule.pick(self.chooser.take_turn(Turn::Whole))
     }
 
     /// The latencies that calls have, in us.

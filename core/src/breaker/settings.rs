@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::{MAX_PROBES, Reason};
-use crate::window::Tally;
+use crate::window::{self, Tally};
 
 /// Who decides: the breaker or an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -108,6 +108,21 @@ impl Settings {
         let slow_rate = tally.slow_rate()?;
         (enough && tally.slow > 0 && self.slow_rate_threshold.is_some_and(|limit| slow_rate >= limit))
             .then_some(Reason::SlowCalls)
+    }
+
+    /// A number for a judgement by these settings within one bucket of the window.
+    pub(super) fn judgement(&self, now_us: u64) -> u64 {
+        let rate = |rate: Option<f64>| rate.map_or(u64::MAX, f64::to_bits);
+        let parts = [
+            u64::from(self.minimum_requests) << 32 | u64::from(self.failure_threshold.unwrap_or(0)),
+            rate(self.failure_min_rate),
+            rate(self.error_rate_threshold),
+            rate(self.slow_rate_threshold),
+        ];
+        let bucket = window::bucket(self.window_us, now_us);
+        parts.iter().fold(bucket, |hash, part| {
+            (hash ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+        })
     }
 
     /// How many probes there may be, within the slots there are.
