@@ -195,10 +195,14 @@ pub fn write(path: &Path, registry: &str, good_ms: i64, document: &Bytes) -> Res
     beside.push(format!(".{}.new", std::process::id()));
     let beside = Path::new(&beside);
     let written = (|| {
+        // One that a killed process left has rights and content of its own.
+        match std::fs::remove_file(beside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut file = std::fs::OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(beside)?;
         file.write_all(&head)?;

@@ -213,6 +213,33 @@ async fn outcomes_gathered_elsewhere_are_added_once() {
 }
 
 #[tokio::test]
+async fn outcomes_of_a_minute_that_is_written_already_reach_the_history() {
+    let database = Postgres::shared().database();
+    let session = prepared(&database).await;
+    let written = async |wanted: i64| {
+        eventually(SOON, async || {
+            let sql = "select coalesce(sum(success), 0)::bigint from extension_metrics where version = 'v1'";
+            let written: i64 = value(&session, sql).await;
+            if written == wanted { Ok(()) } else { Err(written) }
+        })
+        .await;
+    };
+    session.call("x", &json!({}), "success", 1).await;
+    written(1).await;
+    let now: i64 = value(&session, "select extract(epoch from now())::bigint").await;
+    for (round, ago) in [60, 120, 60, 180].into_iter().enumerate() {
+        let document = json!({"targets": [
+            {"extension_id": "x", "version": "v1", "at": now - ago, "outcomes": {"success": 10}},
+        ]});
+        session
+            .execute("select ext_report_merge($1)", &[&document])
+            .await
+            .expect("a good document");
+        written(1 + 10 * (round as i64 + 1)).await;
+    }
+}
+
+#[tokio::test]
 async fn aggregates_work_in_parallel_and_over_windows() {
     let database = Postgres::shared().database();
     let session = database.connect().await;

@@ -75,6 +75,17 @@ impl System {
     }
 
     async fn invoke(&self) -> Option<(String, u16)> {
+        // A bridge that has just started has sent its subscriptions; the server may not have read them yet. This is refused
+        // before anything is decided.
+        eventually(SOON, async || {
+            let empty = self
+                .caller
+                .client()
+                .request("beamline.bridge.v1.invoke.nothing", "".into())
+                .await;
+            empty.map(drop).map_err(|error| error.to_string())
+        })
+        .await;
         let reply = self.caller.invoke(ID, &json!({"payload": {"text": "x"}})).await;
         reply.error().map(|(code, number)| (code.to_owned(), number))
     }
@@ -94,8 +105,11 @@ impl System {
 async fn becomes(bridge: &Bridge, source: &str) {
     eventually(SOON, async || {
         let ready = bridge.readyz();
-        let wanted = if source == "none" { json!(false) } else { json!(true) };
-        if ready["source"] == source && ready["ready"] == wanted {
+        let reasons = match source {
+            "none" => json!(["the source does not decide"]),
+            _ => json!([]),
+        };
+        if ready["source"] == source && ready["reasons"] == reasons {
             Ok(())
         } else {
             Err(format!("{ready}\n{}", bridge.log()))
@@ -488,4 +502,32 @@ async fn operators_see_the_bridges_own_view_while_postgres_is_away() {
     })
     .await;
     assert!(!metrics.contains(r#"source="image",type"#), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_is_locked_fails_no_call() {
+    let system = System::start().await;
+    let bridge = system.ready_bridge(&[]).await;
+    let session = system.session().await;
+    // New sessions have to read the tables, and cannot.
+    session
+        .run("begin; lock table extensions in access exclusive mode")
+        .await;
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'ext-bridge'";
+    session.run(end).await;
+    let load = Load::start(&system.caller, 8);
+    let busy = r#"ext_bridge_batch_failures_total{kind="decide"}"#;
+    let here = r#"ext_bridge_fallback_decisions_total{source="image"}"#;
+    eventually(SOON, async || match (bridge.metric(busy), bridge.metric(here)) {
+        (Some(busy), Some(here)) if busy >= 2.0 && here >= 500.0 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    session.run("rollback").await;
+    becomes(&bridge, "database").await;
+    load.more(100).await;
+    let calls = load.end().await;
+    let attempts = system.services.served(ID).await;
+    assert_eq!(attempts, calls);
+    counted(&system, &bridge, attempts).await;
 }

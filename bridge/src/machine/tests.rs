@@ -792,3 +792,26 @@ fn a_decision_that_is_late_everywhere_ends_with_the_deadline() {
     assert_eq!(world.code(), "deadline_exceeded");
     world.idle();
 }
+
+#[test]
+fn a_late_policy_is_read_elsewhere() {
+    let mut world = World::with(MachineSettings {
+        second_opinion: true,
+        ..settings()
+    });
+    let body = json!({"tenant_id": "t", "policy_id": "p", "message": {"payload": "x"}, "timeout_ms": 2000});
+    world.request(Asked::Route, "p.route", &body);
+    assert_eq!(world.machine.policies.take_wanted().len(), 1);
+    world.pass(260);
+    let key = ("t".to_owned(), "p".to_owned());
+    assert_eq!(world.machine.take_overdue_policies(), std::slice::from_ref(&key));
+    assert!(world.sent().is_empty());
+    let policy = PolicyDocument::parse(&json!({"pre": [{"id": "a"}], "providers": ["b"]})).unwrap();
+    world
+        .machine
+        .on_policy(&key, &Found::Policy(Rc::new(policy)), world.now);
+    assert_eq!(&*world.questions()[0].extension_id, "a");
+    world.pass(1800);
+    assert_eq!(world.code(), "deadline_exceeded");
+    world.idle();
+}

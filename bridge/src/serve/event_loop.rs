@@ -139,6 +139,11 @@ pub struct EventLoop {
     fallback: Option<Fallback>,
     decides: Decides,
     changed_us: u64,
+    /// Who was said to decide.
+    told: Decides,
+    /// When what was said will be forgotten.
+    quiet_us: u64,
+    busy_until_us: u64,
     /// Questions that Postgres was too busy for.
     declined: Vec<Question>,
     gatherer: Gatherer,
@@ -178,8 +183,14 @@ const FLUSH_US: u64 = 5_000_000;
 const STUCK_US: u64 = 5_000_000;
 /// The same where statements may take longer.
 const REPORT_STUCK_US: u64 = 15_000_000;
-/// Changes of the source are logged as warnings this often at most, in microseconds.
+/// Changes of the source are logged at once, this many in a row and one more after each such time, in microseconds; those
+/// beyond when they have lasted.
 const QUIET_US: u64 = 5_000_000;
+const CHANGES: u64 = 6;
+/// How long is lasting.
+const LASTING_US: u64 = 1_000_000;
+/// After Postgres was too busy for a decision somebody else decides for so long, in microseconds.
+const BUSY_US: u64 = 1_000_000;
 
 impl EventLoop {
     /// Connects and subscribes.
@@ -258,6 +269,9 @@ impl EventLoop {
             fallback,
             decides: Decides::Nobody,
             changed_us: 0,
+            told: Decides::Nobody,
+            quiet_us: 0,
+            busy_until_us: 0,
             declined: Vec::new(),
             gatherer: Gatherer::new(Arc::clone(&metrics)),
             decider: Decider::default(),
@@ -443,6 +457,9 @@ impl EventLoop {
                     machine.on_decision(question, answer, now);
                 }
             });
+            if !self.declined.is_empty() {
+                self.busy_until_us = now + BUSY_US;
+            }
             self.reporter.decided(ticket);
             self.machine.ask_again(again);
         }
@@ -484,7 +501,8 @@ impl EventLoop {
         let others = self.fallback.as_ref().map_or(Decides::Nobody, Fallback::decides);
         let somebody = others != Decides::Nobody;
         // Where somebody else can decide, nothing is sent behind a batch that is late.
-        let decide = decide.filter(|conn| !somebody || !slow(self.decider.unanswered_since(conn.id)));
+        let busy = now < self.busy_until_us;
+        let decide = decide.filter(|conn| !somebody || !(busy || slow(self.decider.unanswered_since(conn.id))));
         let side = side.filter(|_| !somebody || !slow(self.side.unanswered_since()));
         self.decided_by(if decide.is_some() { Decides::Database } else { others }, now);
         let mut began = false;
@@ -639,10 +657,18 @@ impl EventLoop {
         if decides != Decides::Nobody {
             self.metrics.source.with_label_values(&[decides.as_str()]).inc();
         }
-        let (source, was, event_loop) = (decides.as_str(), before.as_str(), self.label.as_str());
-        let quiet = self.changed_us != 0 && now.saturating_sub(self.changed_us) < QUIET_US;
-        match decides {
-            _ if quiet => tracing::debug!(source, was, event_loop, "the source changes again"),
+        self.changed_us = now;
+        if self.quiet_us < now + CHANGES * QUIET_US {
+            self.tell_who_decides(now);
+        }
+    }
+
+    /// Says who decides now.
+    fn tell_who_decides(&mut self, now: u64) {
+        let was = std::mem::replace(&mut self.told, self.decides).as_str();
+        self.quiet_us = self.quiet_us.max(now) + QUIET_US;
+        let (source, event_loop) = (self.decides.as_str(), self.label.as_str());
+        match self.decides {
             Decides::Database => tracing::info!(source, was, event_loop, "Postgres decides"),
             Decides::Fixtures if self.links.is_none() => tracing::info!(source, event_loop, "the fixtures decide"),
             Decides::Image => {
@@ -670,8 +696,6 @@ impl EventLoop {
                 );
             }
         }
-        // The way back ends the quiet: the next loss is told again.
-        self.changed_us = if decides == Decides::Database && !quiet { 0 } else { now };
     }
 
     /// Gives up connections that have stopped answering; their links make new ones.
@@ -713,6 +737,9 @@ impl EventLoop {
         }
         self.tended_us = now;
         self.give_up_stuck(now);
+        if self.told != self.decides && now.saturating_sub(self.changed_us) >= LASTING_US {
+            self.tell_who_decides(now);
+        }
         let labels = &[self.label.as_str()];
         self.metrics
             .in_flight

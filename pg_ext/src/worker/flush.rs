@@ -25,8 +25,9 @@ pub struct Flusher {
     schema: String,
     /// The name of that table as a literal: what is written checks that it is still the same one, after it has waited for whoever drops it.
     extensions: String,
-    /// By key of the target: the last minute whose metrics are written for good.
-    minutes: HashMap<u64, u64>,
+    /// By key of the target: the minutes whose metrics are written, with the number of outcomes they had then. An earlier minute
+    /// than the last can still grow: by outcomes that were gathered elsewhere.
+    minutes: HashMap<u64, Vec<(u64, u64)>>,
 }
 
 /// A copy of one target.
@@ -37,6 +38,8 @@ struct Copied {
     snapshot: Vec<u8>,
     breaker_state: &'static str,
     minutes: Vec<(u64, MinuteSnapshot)>,
+    /// What will have been written with these, as in [`Flusher`].
+    written: Vec<(u64, u64)>,
 }
 
 /// A copy of one bridge's batch number.
@@ -214,9 +217,7 @@ impl Flusher {
         for (place, print, copied) in &copies {
             let slot = &shared.slots[*place];
             slot.written.store(*print, Relaxed);
-            if let Some((last, _)) = copied.minutes.last() {
-                self.minutes.insert(slot.key(), *last);
-            }
+            self.minutes.insert(slot.key(), copied.written.clone());
         }
         for batch in &batches {
             shared.head.reporters[batch.place].flushed.store(batch.seq, Relaxed);
@@ -301,7 +302,7 @@ fn find_with(client: &SpiClient<'_>) -> spi::Result<Option<(String, u32, String)
 }
 
 /// Copies what is to be written of a place. Nothing in here calls Postgres.
-fn copy(shared: &Shared, place: usize, now_us: u64, written: &HashMap<u64, u64>) -> Option<Copied> {
+fn copy(shared: &Shared, place: usize, now_us: u64, written: &HashMap<u64, Vec<(u64, u64)>>) -> Option<Copied> {
     let slot = &shared.slots[place];
     if !slot.is_used() {
         return None;
@@ -313,15 +314,25 @@ fn copy(shared: &Shared, place: usize, now_us: u64, written: &HashMap<u64, u64>)
         .filter(|(_, snapshot)| !snapshot.is_empty())
         .collect();
     let snapshot = slot.target.snapshot(&all);
-    // The last minute written may have grown since.
-    let from = written.get(&slot.key()).copied().unwrap_or(0);
+    let outcomes = |snapshot: &MinuteSnapshot| snapshot.outcomes.iter().sum::<u64>();
+    let before = written.get(&slot.key()).map_or(&[][..], Vec::as_slice);
+    let written = all
+        .iter()
+        .map(|(minute, snapshot)| (*minute, outcomes(snapshot)))
+        .collect();
+    let last = before.last().map_or(0, |(minute, _)| *minute);
     Some(Copied {
         uid: slot.uid(),
         kind: slot.kind(),
         name: slot.name(),
         snapshot,
         breaker_state: slot.target.breaker.state().as_str(),
-        minutes: all.into_iter().filter(|(minute, _)| *minute >= from).collect(),
+        // The last minute is written again in any case: its latencies may be behind its outcomes.
+        minutes: all
+            .into_iter()
+            .filter(|(minute, snapshot)| *minute >= last || !before.contains(&(*minute, outcomes(snapshot))))
+            .collect(),
+        written,
     })
 }
 
