@@ -247,13 +247,7 @@ fact 'every call is counted, none twice' \
 	"$(value "select success_count + failure_count from extension_health where extension_id = 'normalize_text'")" 304
 samples=$(value_becomes "select sum(success) from extension_metrics where extension_id = 'normalize_text' and instance_id = ''" 304)
 fact 'the minute metrics hold them too, each with its histogram' "$samples" 304
-sql "with calls as (
-       select hdr_quantile(latency, (n - 0.5) / hdr_count(latency)) as ms
-       from extension_metrics, generate_series(1, hdr_count(latency)) n
-       where extension_id = 'normalize_text' and instance_id = ''
-     ), ranges as (select ceil(log(2, ms::numeric)) as power, count(*) as calls from calls group by 1)
-     select power(2, power - 1)::float8 || ' - ' || power(2, power)::float8 as ms, calls, repeat('#', ceil(calls / 5.0)::int) as share
-     from ranges order by power"
+sql "select * from ext_latency_histogram('normalize_text')"
 
 printf '\n%s%d facts shown and checked in %d s.%s\n' "$green" "$facts" "$SECONDS" "$plain"
 look="psql -h 127.0.0.1 -p $PGPORT -U postgres beamline"

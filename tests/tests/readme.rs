@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{Seek, Write as _};
 
-use ext_registry_tests::{Postgres, places};
+use ext_registry_tests::{Database, Postgres, places};
 
 /// Blocks of SQL in a document, each with the output shown right behind it.
 fn blocks(file: &str) -> Vec<(String, Option<String>)> {
@@ -20,6 +20,26 @@ fn blocks(file: &str) -> Vec<(String, Option<String>)> {
         .collect()
 }
 
+/// What psql prints for a script, statement by statement as one would type it.
+fn typed(database: &Database<'_>, script: &str, options: &[&str]) -> String {
+    let mut input = tempfile::tempfile().expect("a temporary file");
+    input
+        .write_all(script.as_bytes())
+        .and_then(|()| input.rewind())
+        .expect("a temporary file can be written");
+    let output = database
+        .cluster()
+        .psql_command(database.name())
+        .args(["-v", "ON_ERROR_STOP=1"])
+        .args(options)
+        .stdin(input)
+        .output()
+        .expect("psql can be started");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && complaints.is_empty(), "{complaints}");
+    String::from_utf8(output.stdout).expect("the client encoding is UTF-8")
+}
+
 #[tokio::test]
 async fn first_steps_in_psql() {
     let blocks = blocks("README.md");
@@ -28,7 +48,7 @@ async fn first_steps_in_psql() {
     };
 
     let database = Postgres::shared().database_without_extension();
-    let printed = database.run(steps);
+    let printed = typed(&database, steps, &["-At"]);
     assert!(
         printed.contains("v2||beamline.ext.pre.normalize_text.v2|"),
         "the decision for premium: {printed}"
@@ -36,6 +56,10 @@ async fn first_steps_in_psql() {
     assert!(
         printed.contains("normalize_text|open|5|"),
         "the health after five timeouts: {printed}"
+    );
+    assert!(
+        printed.contains("v2|beamline.ext.pre.normalize_text.v2|ok"),
+        "the preview for basic: {printed}"
     );
     let session = database.connect().await;
     assert_eq!(session.breaker("normalize_text").await, "closed", "after the reset");
@@ -51,23 +75,8 @@ fn replay_before_you_commit() {
     for (block, _) in &blocks {
         writeln!(script, "{block}\n\\echo == end of block").expect("writing to a string");
     }
-    let mut input = tempfile::tempfile().expect("a temporary file");
-    input
-        .write_all(script.as_bytes())
-        .and_then(|()| input.rewind())
-        .expect("a temporary file can be written");
-
     let database = Postgres::shared().database();
-    let output = database
-        .cluster()
-        .psql_command(database.name())
-        .args(["-q", "-v", "ON_ERROR_STOP=1"])
-        .stdin(input)
-        .output()
-        .expect("psql can be started");
-    let complaints = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && complaints.is_empty(), "{complaints}");
-    let printed = String::from_utf8(output.stdout).expect("the client encoding is UTF-8");
+    let printed = typed(&database, &script, &["-q"]);
     for ((block, shown), printed) in blocks.iter().zip(printed.split("== end of block\n")) {
         let lines = |text: &str| {
             text.trim()
