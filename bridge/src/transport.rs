@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_nats::connection::State;
 use async_nats::{Client, ConnectOptions, Event, HeaderMap, HeaderName, HeaderValue, StatusCode, Subscriber};
 use bytes::Bytes;
-use futures_util::{FutureExt, Stream};
+use futures_util::{FutureExt, Stream, StreamExt};
 
 pub use async_nats::Subject;
 
@@ -273,12 +273,22 @@ impl Transport {
         Ok(())
     }
 
-    /// Waits until the server has taken everything sent so far.
+    /// Waits until the server has read everything sent so far, subscriptions too: until a message of ours has come back. (The client's own
+    /// flush ends when the bytes are written.)
     pub async fn flush(&self) -> bool {
-        matches!(
-            tokio::time::timeout(Duration::from_secs(5), self.client.flush()).await,
-            Ok(Ok(()))
-        )
+        let there_and_back = async {
+            let subject = self.client.new_inbox();
+            let mut back = self.client.subscribe(subject.clone()).await.ok()?;
+            self.client.publish(subject, Bytes::new()).await.ok()?;
+            self.client.flush().await.ok()?;
+            back.next().await
+        };
+        if let Ok(Some(_)) = tokio::time::timeout(Duration::from_secs(2), there_and_back).await {
+            return true;
+        }
+        // Who may publish answers only does not get its own message.
+        let written = tokio::time::timeout(Duration::from_secs(5), self.client.flush());
+        matches!(written.await, Ok(Ok(())))
     }
 
     /// Takes messages that have come, at most `most`, fairly between subscriptions. Ready when there was one.

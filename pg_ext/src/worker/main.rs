@@ -57,30 +57,46 @@ pub extern "C-unwind" fn ext_registry_worker_main(argument: pg_sys::Datum) {
         database.latch.store(pg_sys::MyLatch, Release);
         database.give_way.store(false, Relaxed);
     }
-    let Some(mut flusher) = find_extension(oid, database) else {
-        // No extension here: not again before somebody announces it, which may be now.
-        let patient = database.announced.load(SeqCst);
-        retire(database);
-        if !patient && database.announced.load(SeqCst) {
-            database.gone.store(false, SeqCst);
+    let mut flusher = match find_extension(oid, database) {
+        Search::Found(flusher) => flusher,
+        // The launcher starts another one.
+        Search::Ended => return,
+        Search::Missing => {
+            // No extension here: not again before somebody announces it, which may be now.
+            let patient = database.announced.load(SeqCst);
+            retire(database);
+            if !patient && database.announced.load(SeqCst) {
+                database.gone.store(false, SeqCst);
+            }
+            return;
         }
-        return;
     };
     run(&shared, database, &mut flusher);
     // SAFETY: ends this process.
     unsafe { pg_sys::proc_exit(1) }
 }
 
+/// What looking for the extension came to.
+enum Search {
+    Found(Box<Flusher>),
+    /// There is none.
+    Missing,
+    /// SIGTERM came first: it says nothing about the extension.
+    Ended,
+}
+
 /// Looks for the extension; for a while if a session has announced it: CREATE EXTENSION does so before it commits.
-fn find_extension(oid: u32, database: &Database) -> Option<Flusher> {
+fn find_extension(oid: u32, database: &Database) -> Search {
     let begun = Instant::now();
     loop {
-        let found = Flusher::new(oid);
-        if found.is_some() || !database.announced.load(Relaxed) || begun.elapsed() > PATIENCE {
-            return found;
+        if let Some(found) = Flusher::new(oid) {
+            return Search::Found(Box::new(found));
+        }
+        if !database.announced.load(Relaxed) || begun.elapsed() > PATIENCE {
+            return Search::Missing;
         }
         if !BackgroundWorker::wait_latch(Some(Duration::from_millis(100))) {
-            return None;
+            return Search::Ended;
         }
     }
 }
