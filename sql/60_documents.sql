@@ -85,6 +85,18 @@ language plpgsql stable parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
+declare
+    -- Once for all problems, and of a length that fits a message.
+    place_name constant text := left(what, 300);
+    needed constant text := format('%s must be there.', left(array_to_string(required, ', '), 1000));
+    keys constant text := format('The keys are %s.', left((
+        select string_agg(k.name, ', ' order by k.name)
+        from (
+            select d.name::text from @extschema@._ext_document_keys(target) d
+            union all
+            select m.key from jsonb_object_keys(more) m(key)
+        ) k
+    ), 1000));
 begin
     return query
     with known as (
@@ -96,7 +108,7 @@ begin
         select
             0,
             null,
-            format('%s must be a JSON object, not %s', what, coalesce(left(document::text, 100), 'NULL')),
+            format('%s must be a JSON object, not %s', place_name, coalesce(left(document::text, 100), 'NULL')),
             'SELECT jsonb_pretty(ext_export()); shows the shape of documents.'
         where document is null or jsonb_typeof(document) <> 'object'
         union all
@@ -104,12 +116,11 @@ begin
             0,
             given.key,
             case
-                when known.name is null then format('%s: unknown key %s', what, to_json(left(given.key, 100)))
-                else format('%s: %s cannot be %s', what, given.key, left(given.value::text, 100))
+                when known.name is null then format('%s: unknown key %s', place_name, to_json(left(given.key, 100)))
+                else format('%s: %s cannot be %s', place_name, given.key, left(given.value::text, 100))
             end,
             case
-                when known.name is null then
-                    format('The keys are %s.', (select string_agg(k.name, ', ' order by k.name) from known k))
+                when known.name is null then keys
                 else format('Give it as JSON %s, or leave it out.', known.json_type)
             end
         from jsonb_each(case when jsonb_typeof(document) = 'object' then document end) given
@@ -120,8 +131,8 @@ begin
         select
             r.place::integer,
             r.name,
-            format('%s: %s is missing', what, r.name),
-            format('%s must be there.', array_to_string(required, ', '))
+            format('%s: %s is missing', place_name, left(r.name, 100)),
+            needed
         from unnest(required) with ordinality r(name, place)
         where jsonb_typeof(document) = 'object' and coalesce(document -> r.name, 'null') = 'null'
     )
