@@ -309,7 +309,10 @@ impl Image {
             .map(|(instance, known)| {
                 let (place, _) = known?;
                 let slot = shared.pin(place, self.keys[self.instance_position(instance)])?;
-                slot.target.ejection.set_after(self.compiled.ejection.after);
+                // Only what is committed, and only where the judgement is meant.
+                if !self.own && effects == Effects::Apply {
+                    slot.target.ejection.set_after(self.compiled.ejection.after);
+                }
                 Some((place, slot))
             })
             .collect();

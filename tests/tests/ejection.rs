@@ -205,3 +205,28 @@ async fn an_ejection_survives_a_restart() {
     assert!((before - after).abs() < 0.5, "{before} {after}");
     assert!(!calls(&session, &[], "", 10).await.contains_key("i1"));
 }
+
+#[tokio::test]
+async fn what_is_not_committed_reaches_nobodys_reports() {
+    let database = Postgres::shared().database();
+    let session = prepared(&database, 2).await;
+    let other = database.connect().await;
+    let mut tickets = Vec::new();
+    for _ in 0..10 {
+        let decision = other.select("x", &json!({})).await;
+        if decision.instance() == "i1" {
+            tickets.push(decision.ticket);
+        }
+    }
+    session
+        .run("begin; update extension_health set ejection_consecutive_failures = null where extension_id = 'x'")
+        .await;
+    session.select("x", &json!({})).await;
+    // By what is committed these are five in a row, whatever is tried elsewhere.
+    assert_eq!(tickets.len(), 5);
+    for ticket in tickets {
+        other.report(ticket, "error", Duration::from_millis(1)).await;
+    }
+    session.run("rollback").await;
+    assert_eq!(ejected(&other).await, ["i1"]);
+}
