@@ -14,7 +14,6 @@ use std::rc::Rc;
 use crate::balance::Schedule;
 use crate::compile::{Compiled, Pool};
 use crate::ejection::{Move, RAMP_STEPS, Standing};
-use crate::model::Balancing;
 use crate::target::Target;
 
 /// Suspects that no pool can spare are looked at again after this time.
@@ -140,11 +139,9 @@ impl Fitness {
             .copied()
             .filter(|place| self.tenths(*place as usize) > 0)
             .collect();
-        let turns = matches!(
-            extension.balancing,
-            Balancing::WeightedRoundRobin | Balancing::RoundRobin
-        );
-        let schedule = turns
+        let schedule = extension
+            .balancing
+            .takes_turns()
             .then(|| extension.schedule_of(&eligible, |place| self.tenths(place as usize)))
             .flatten();
         Roster { eligible, schedule }
@@ -227,7 +224,7 @@ mod tests {
     use super::*;
     use crate::breaker;
     use crate::ejection::Settings;
-    use crate::model::{ExtensionRow, Health, InstanceRow, Kind, Tenants};
+    use crate::model::{Balancing, ExtensionRow, Health, InstanceRow, Kind, Tenants};
     use crate::outcome::Outcome;
     use proptest::prelude::*;
 

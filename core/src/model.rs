@@ -73,6 +73,11 @@ impl Balancing {
         Self::ALL.into_iter().find_map(|(n, way)| (n == name).then_some(way))
     }
 
+    /// Whether instances take turns, so that a cycle is needed.
+    pub const fn takes_turns(self) -> bool {
+        matches!(self, Self::WeightedRoundRobin | Self::RoundRobin)
+    }
+
     /// The name of this way.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -42,11 +42,12 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
         let effects = if W::EFFECTS { Effects::Apply } else { Effects::Pretend };
         let fitness = self.live.fitness(self.request.now_us, self.request.random, effects);
         let fitness = fitness.as_deref();
+        let turns = extension.balancing.takes_turns();
         let (candidates, reason) = match fitness.map(|fitness| fitness.roster(extension, version)) {
             None if !pool.eligible.is_empty() => {
                 let candidates = Candidates {
                     places: &pool.eligible,
-                    schedule: pool.schedule(extension),
+                    schedule: turns.then(|| pool.schedule(extension)).flatten(),
                     turn: Turn::Whole,
                 };
                 (candidates, Reason::Ok)
@@ -62,7 +63,7 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
             _ if !pool.reserve.is_empty() => {
                 let candidates = Candidates {
                     places: &pool.reserve,
-                    schedule: pool.reserve_schedule(extension),
+                    schedule: turns.then(|| pool.reserve_schedule(extension)).flatten(),
                     turn: Turn::Narrowed,
                 };
                 (candidates, Reason::Panic)
@@ -114,10 +115,7 @@ impl<C: Context + ?Sized, L: Live> Search<'_, '_, C, L> {
         if untried.is_empty() || untried.len() == all.len() {
             return self.pick::<W>(version, candidates, fitness, target);
         }
-        let by_turns = matches!(
-            self.extension.balancing,
-            Balancing::WeightedRoundRobin | Balancing::RoundRobin
-        );
+        let by_turns = self.extension.balancing.takes_turns();
         if by_turns
             && untried.len() > FEW
             && let Some(schedule) = candidates.schedule
