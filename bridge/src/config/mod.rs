@@ -3,6 +3,7 @@
 //! Every flag has a variable `EXT_BRIDGE_<FLAG>` and a key of the same name in the file. Variables of the system this one
 //! replaces (`EXTENSION_REGISTRY_*`, `NATS_URL`) and of Postgres (`PG*`) count as environment, after `EXT_BRIDGE_*`.
 
+mod database;
 mod options;
 mod pgpass;
 
@@ -10,11 +11,15 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use database::{database, default_image};
+
+pub use database::registry_name;
 pub use options::{Options, Span};
 
 use crate::exit::{Exit, Kind};
 use crate::machine::MachineSettings;
 use crate::machine::limits::{Limits, MAX_DEPTH};
+use crate::transport::NatsSettings;
 
 /// Where decisions come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,51 +37,6 @@ impl Source {
             Self::Fixtures => "fixtures",
             Self::Auto => "auto",
         }
-    }
-}
-
-/// How to reach NATS.
-#[derive(Debug, Clone)]
-pub struct NatsSettings {
-    /// Addresses, separated by commas.
-    pub url: String,
-    /// A `.creds` file.
-    pub creds: Option<PathBuf>,
-    /// A user.
-    pub user: Option<String>,
-    /// Its password.
-    pub password: Option<String>,
-    /// A token.
-    pub token: Option<String>,
-    /// The seed of an nkey.
-    pub nkey_seed: Option<String>,
-    /// Certificates to trust.
-    pub tls_ca: Option<PathBuf>,
-    /// The client's certificate.
-    pub tls_cert: Option<PathBuf>,
-    /// Its key.
-    pub tls_key: Option<PathBuf>,
-}
-
-impl NatsSettings {
-    /// The addresses one by one.
-    pub fn servers(&self) -> Vec<String> {
-        self.url
-            .split(',')
-            .map(str::trim)
-            .filter(|s| !s.is_empty())
-            .map(str::to_owned)
-            .collect()
-    }
-
-    /// The addresses without user and password.
-    pub fn shown(&self) -> String {
-        let hide = |server: &String| match (server.split_once("://"), server.rsplit_once('@')) {
-            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-            (None, Some((_, host))) => host.to_owned(),
-            _ => server.clone(),
-        };
-        self.servers().iter().map(hide).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -266,95 +226,4 @@ impl Settings {
             metrics_tenant_label: all.metrics_tenant_label.unwrap_or(false),
         })
     }
-}
-
-/// Names a registry: hosts, ports and database.
-pub fn registry_name(database: &tokio_postgres::Config) -> String {
-    use tokio_postgres::config::Host;
-    let hosts = database.get_hosts().iter().map(|host| match host {
-        Host::Tcp(name) => name.clone(),
-        Host::Unix(path) => path.display().to_string(),
-    });
-    let ports = database.get_ports().iter().map(u16::to_string);
-    format!(
-        "{}:{}/{}",
-        hosts.collect::<Vec<_>>().join(","),
-        ports.collect::<Vec<_>>().join(","),
-        database.get_dbname().unwrap_or_default()
-    )
-}
-
-/// Where the image of a registry is kept: one file for each, so that bridges of several do not disturb each other.
-fn default_image(registry: &str) -> Option<PathBuf> {
-    let folder = match (environment(&["STATE_DIRECTORY"]), environment(&["XDG_STATE_HOME"])) {
-        // systemd separates several by colons.
-        (Some(folders), _) => PathBuf::from(folders.split(':').next().unwrap_or_default()),
-        (None, Some(folder)) => PathBuf::from(folder).join("ext-bridge"),
-        (None, None) => PathBuf::from(environment(&["HOME"])?).join(".local/state/ext-bridge"),
-    };
-    Some(folder.join(format!(
-        "{:016x}.image",
-        xxhash_rust::xxh3::xxh3_64(registry.as_bytes())
-    )))
-}
-
-fn database(all: &Options) -> Result<tokio_postgres::Config, Exit> {
-    let mut config = match &all.db_url {
-        Some(url) => url
-            .parse::<tokio_postgres::Config>()
-            .map_err(|e| Exit::new(Kind::Config, format!("db-url is not a Postgres address: {e}")))?,
-        None => tokio_postgres::Config::new(),
-    };
-    if config.get_hosts().is_empty() {
-        config.host(all.db_host.as_deref().unwrap_or("localhost"));
-    }
-    if config.get_ports().is_empty() {
-        config.port(all.db_port.unwrap_or(5432));
-    }
-    if config.get_dbname().is_none() {
-        config.dbname(all.db_name.as_deref().unwrap_or("beamline"));
-    }
-    if config.get_user().is_none() {
-        config.user(all.db_user.as_deref().unwrap_or("beamline"));
-    }
-    if config.get_password().is_none() {
-        let password = all.db_password.clone().or_else(|| {
-            let host = match config.get_hosts().first() {
-                Some(tokio_postgres::config::Host::Tcp(host)) => host.clone(),
-                _ => "localhost".to_owned(),
-            };
-            let port = config.get_ports().first().copied().unwrap_or(5432);
-            pgpass::look_up(
-                &host,
-                port,
-                config.get_dbname().unwrap_or_default(),
-                config.get_user().unwrap_or_default(),
-            )
-        });
-        if let Some(password) = password {
-            config.password(password);
-        }
-    }
-    match all.db_sslmode.as_deref() {
-        None | Some("disable" | "allow" | "prefer") => config.ssl_mode(tokio_postgres::config::SslMode::Disable),
-        Some(mode @ ("require" | "verify-ca" | "verify-full")) => {
-            return Err(Exit::new(
-                Kind::Config,
-                format!("db-sslmode: \"{mode}\" is not available in this version"),
-            ));
-        }
-        Some(other) => {
-            return Err(wrong(
-                "db-sslmode",
-                other,
-                "disable, prefer, require, verify-ca or verify-full",
-            ));
-        }
-    };
-    config
-        .application_name("ext-bridge")
-        .connect_timeout(Duration::from_secs(5))
-        .tcp_user_timeout(Duration::from_secs(20))
-        .keepalives_idle(Duration::from_secs(20));
-    Ok(config)
 }

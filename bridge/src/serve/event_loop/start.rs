@@ -1,0 +1,167 @@
+//! How a loop begins: it connects, subscribes, and only then says that it is there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+use super::super::clock;
+use super::super::fallback::{Decides, Fallback};
+use super::super::micro::{Micro, NAME};
+use super::{AdminRequest, Control, EventLoop, Links, LoopState, MESSAGES};
+use crate::batch::decide::Decider;
+use crate::batch::gather::Gatherer;
+use crate::batch::report::Reporter;
+use crate::batch::side::Side;
+use crate::config::Settings;
+use crate::image::{Image, Kept};
+use crate::machine::mux::Inbox;
+use crate::machine::{Machine, MachineSettings};
+use crate::metrics::Metrics;
+use crate::pg::{self, Role};
+use crate::transport::{Channel, Transport, TransportError};
+
+/// Who may decide.
+#[derive(Clone)]
+pub struct Sources {
+    /// Postgres.
+    pub postgres: bool,
+    /// It answered a moment ago: its connections are waited for.
+    pub expected: bool,
+    /// The last known good image, as it comes and changes.
+    pub kept: Option<watch::Receiver<Option<Kept>>>,
+    /// Fixtures.
+    pub fixtures: Option<Arc<Image>>,
+}
+
+impl Sources {
+    /// Postgres alone.
+    pub fn database() -> Self {
+        Self {
+            postgres: true,
+            expected: false,
+            kept: None,
+            fixtures: None,
+        }
+    }
+
+    /// Fixtures alone.
+    pub fn fixtures(image: Arc<Image>) -> Self {
+        Self {
+            postgres: false,
+            expected: false,
+            kept: None,
+            fixtures: Some(image),
+        }
+    }
+}
+
+impl EventLoop {
+    /// Connects and subscribes.
+    pub async fn start(
+        settings: &Settings,
+        index: usize,
+        sources: Sources,
+        metrics: Arc<Metrics>,
+        state: Arc<LoopState>,
+        admin: mpsc::UnboundedSender<AdminRequest>,
+    ) -> Result<(Self, mpsc::UnboundedSender<Control>), TransportError> {
+        let (handle, control) = mpsc::unbounded_channel();
+        let mut transport = Transport::connect(&settings.nats).await?;
+        let inbox = Inbox::new(&transport.unique_inbox());
+        let micro = Micro::new(&settings.prefix, clock::now_rfc3339());
+        transport.subscribe(Channel::Reply, inbox.wildcard(), None).await?;
+        for subject in micro.subjects() {
+            transport.subscribe(Channel::Micro, subject, None).await?;
+        }
+        let links = sources.postgres.then(|| {
+            let open = |role| {
+                let changed = handle.clone();
+                pg::link(settings.database.clone(), role, Arc::clone(&metrics), move || {
+                    let _ = changed.send(Control::Changed);
+                })
+            };
+            Links {
+                decide: open(Role::Decide),
+                report: open(Role::Report),
+                side: open(Role::Side),
+            }
+        });
+        let fallback = (sources.kept.is_some() || sources.fixtures.is_some()).then(|| {
+            let kept = sources.kept.clone().unwrap_or_else(|| watch::channel(None).1);
+            let capacity = settings.machine.max_in_flight * 4;
+            Fallback::new(kept, settings.image_max_age, sources.fixtures.clone(), capacity)
+        });
+        if let (Some(links), true) = (&links, sources.expected) {
+            let mut decide = links.decide.clone();
+            // Without it somebody else decides.
+            let _ = tokio::time::timeout(Duration::from_secs(3), decide.wait_for(Option::is_some)).await;
+        }
+        let machine = MachineSettings {
+            second_opinion: links.is_some() && fallback.is_some(),
+            ..settings.machine.clone()
+        };
+        let mut machine = Machine::new(machine, inbox, Arc::clone(&metrics), fastrand::u64(..));
+        machine.set_max_payload(transport.max_payload());
+        let prefix = &settings.prefix;
+        transport
+            .subscribe(Channel::Invoke, format!("{prefix}.invoke.*"), Some(NAME))
+            .await?;
+        transport
+            .subscribe(Channel::Route, format!("{prefix}.route"), Some(NAME))
+            .await?;
+        let ops = [
+            "get_extension_health",
+            "get_circuit_breaker_states",
+            "dry_run_pipeline",
+            "get_pipeline_complexity",
+        ];
+        for op in ops {
+            transport
+                .subscribe(Channel::Admin, format!("{prefix}.admin.{op}"), Some(NAME))
+                .await?;
+        }
+        if index == 0 {
+            transport
+                .subscribe(Channel::Admin, format!("{prefix}.admin.reload"), None)
+                .await?;
+        }
+        state.subscribed.store(transport.flush().await, Ordering::Relaxed);
+        let this = Self {
+            machine,
+            links,
+            fallback,
+            decides: Decides::Nobody,
+            changed_us: 0,
+            told: Decides::Nobody,
+            quiet_us: 0,
+            busy_until_us: 0,
+            declined: Vec::new(),
+            gatherer: Gatherer::new(Arc::clone(&metrics)),
+            decider: Decider::default(),
+            reporter: Reporter::new(Arc::clone(&metrics)),
+            side: Side::default(),
+            micro,
+            metrics,
+            state,
+            control,
+            handle: handle.clone(),
+            admin,
+            label: index.to_string(),
+            batch: settings.batch,
+            began: Instant::now(),
+            inbound: Vec::with_capacity(MESSAGES),
+            sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            draining: None,
+            connects: transport.connects(),
+            dropped: 0,
+            tended_us: 0,
+            inside: HashMap::new(),
+            inside_number: 0,
+            transport,
+        };
+        Ok((this, handle))
+    }
+}
