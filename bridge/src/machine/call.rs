@@ -264,14 +264,14 @@ impl Machine {
         let (token, id) = (question.token, &question.extension_id);
         if !self.is_waiting(token) {
             if let Ok(decision) = answer {
-                self.give_back(id, &decision);
+                self.give_back(id, &decision, now);
             }
             return;
         }
         let Some(call) = self.calls.get(token.call) else { return };
         if now >= call.deadline_us {
             if let Ok(decision) = answer {
-                self.give_back(id, &decision);
+                self.give_back(id, &decision, now);
             }
             self.past_deadline(token.call, now);
             return;
@@ -304,17 +304,18 @@ impl Machine {
         }
     }
 
-    fn give_back(&mut self, id: &Rc<str>, decision: &Decision) {
+    fn give_back(&mut self, id: &Rc<str>, decision: &Decision, now: u64) {
         if decision.ticket != 0 || decision.local {
             self.metrics.refused("cancelled");
-            self.report(Report {
+            let report = Report {
                 ticket: decision.ticket,
                 outcome: Outcome::Cancelled,
                 latency_us: 0,
                 retries: 0,
                 local: decision.local,
                 target: target(id, served(decision)),
-            });
+            };
+            self.report(report, now);
         }
     }
 
@@ -384,7 +385,7 @@ impl Machine {
             }
         }
         let (Some(kind), Some(subject)) = (decision.kind, decision.subject.clone()) else {
-            self.give_back(&id, decision);
+            self.give_back(&id, decision, now);
             self.undecided(
                 token,
                 Failure::new(Code::Internal, "the registry gave no type or subject"),
@@ -393,7 +394,7 @@ impl Machine {
             return;
         };
         if let Some(failure) = wrong {
-            self.give_back(&id, decision);
+            self.give_back(&id, decision, now);
             self.undecided(token, failure, now);
             return;
         }
@@ -478,7 +479,7 @@ impl Machine {
     /// Gives a call up; its parent is not told.
     pub(crate) fn cancel_call(&mut self, token: Token, now: u64) {
         self.attempt_ended(token, Outcome::Cancelled, None, now);
-        if let Some(parent) = self.take_call(token).map(|(parent, _)| parent)
+        if let Some(parent) = self.take_call(token, now).map(|(parent, _)| parent)
             && let Parent::Client(client) = parent
         {
             self.finished(&client, true, now);
@@ -492,7 +493,7 @@ impl Machine {
     }
 
     fn finish(&mut self, token: Token, done: Done, now: u64) {
-        if let Some((parent, mut finished)) = self.take_call(token) {
+        if let Some((parent, mut finished)) = self.take_call(token, now) {
             finished.done = match done {
                 Done::Failed(failure) => Done::Failed(detailed(failure, &finished)),
                 done => done,
@@ -501,12 +502,12 @@ impl Machine {
         }
     }
 
-    fn take_call(&mut self, token: Token) -> Option<(Parent, Finished)> {
+    fn take_call(&mut self, token: Token, now: u64) -> Option<(Parent, Finished)> {
         let call = self.calls.remove(token)?;
         self.wheel.cancel(call.timer);
         if let Some(mut held) = call.held {
             held.retries = u32::from(call.sent).saturating_sub(1);
-            self.report(held);
+            self.report(held, now);
         }
         let id = call.spec.extension_id;
         if call.sent > 0

@@ -201,19 +201,29 @@ pub struct Facts {
     pub balancing: String,
 }
 
+/// A success waits so long for others to be reported with, in microseconds: each batch wakes a process of Postgres.
+const COMPANY_US: u64 = 1_000;
+/// So many need not wait.
+const COMPANY: usize = 64;
+
 /// Outcomes on their way to whoever decided.
 #[derive(Default)]
 struct Reports {
     to_postgres: VecDeque<Report>,
     local: Vec<Report>,
+    /// When the outcomes for Postgres leave.
+    leave_us: Option<u64>,
 }
 
 impl Reports {
-    /// Without a ticket Postgres has nothing to report to.
-    fn push(&mut self, report: Report) {
+    /// Without a ticket Postgres has nothing to report to. What may open a circuit breaker does not wait.
+    fn push(&mut self, report: Report, now: u64) {
         if report.local {
             self.local.push(report);
         } else if report.ticket != 0 {
+            let waits = report.outcome == Outcome::Success && self.to_postgres.len() < COMPANY;
+            let leave = if waits { now + COMPANY_US } else { now };
+            self.leave_us = Some(self.leave_us.map_or(leave, |at| at.min(leave)));
             self.to_postgres.push_back(report);
         }
     }
@@ -404,9 +414,10 @@ impl Machine {
         self.due = due;
     }
 
-    /// When the next timer may be due.
+    /// When the machine wants to be looked at again.
     pub fn next_time(&self) -> Option<u64> {
-        self.wheel.next_us()
+        let times = [self.wheel.next_us(), self.reports.leave_us];
+        times.into_iter().flatten().min()
     }
 
     /// The connection to NATS was lost or came back.
@@ -500,9 +511,17 @@ impl Machine {
         }
     }
 
+    /// Whether it is time to report to Postgres.
+    pub fn reports_due(&self, now: u64) -> bool {
+        self.reports.leave_us.is_some_and(|at| now >= at)
+    }
+
     /// Takes outcomes to report to Postgres.
     pub fn take_reports(&mut self, most: usize) -> Vec<Report> {
         let count = most.min(self.reports.to_postgres.len());
+        if count == self.reports.to_postgres.len() {
+            self.reports.leave_us = None;
+        }
         self.reports.to_postgres.drain(..count).collect()
     }
 
@@ -535,8 +554,8 @@ impl Machine {
         self.facts.get(id).map(|(facts, _)| facts.clone()).unwrap_or_default()
     }
 
-    pub(crate) fn report(&mut self, report: Report) {
-        self.reports.push(report);
+    pub(crate) fn report(&mut self, report: Report, now: u64) {
+        self.reports.push(report, now);
     }
 
     pub(crate) fn send(&mut self, message: Outbound) {

@@ -44,7 +44,7 @@ impl Machine {
             },
         );
         if let Some(held) = call.held.take() {
-            self.reports.push(held);
+            self.reports.push(held, now);
         }
         call.state = State::Waiting {
             ticket: decision.ticket,
@@ -202,7 +202,7 @@ impl Machine {
         if retry_at.is_some() && call.sent > 1 {
             call.held = Some(report);
         } else {
-            self.reports.push(report);
+            self.reports.push(report, now);
         }
         let id = Rc::clone(&call.spec.extension_id);
         let (version, latency_ms) = (call.target.version.clone(), call.latency_us as f64 / 1000.0);

@@ -50,7 +50,7 @@ impl EventLoop {
 
     pub(super) fn ask(&mut self, cx: &mut Context<'_>) {
         let now = self.now();
-        self.pass_reports_on();
+        self.pass_reports_on(now);
         let decide = self.links.as_ref().and_then(|links| standing(&links.decide));
         let side = self.links.as_ref().and_then(|links| standing(&links.side));
         let report = self.links.as_ref().and_then(|links| standing(&links.report));
@@ -109,7 +109,7 @@ impl EventLoop {
     }
 
     /// Outcomes go to whoever decided. What Postgres did not see is gathered for it.
-    fn pass_reports_on(&mut self) {
+    fn pass_reports_on(&mut self, now: u64) {
         let minute = unix_us() / 60_000_000;
         for report in self.machine.take_local_reports() {
             if let Some(engine) = self.fallback.as_mut().and_then(Fallback::last) {
@@ -119,7 +119,7 @@ impl EventLoop {
                 self.gatherer.add(&report, minute);
             }
         }
-        if self.machine.reports_waiting() > 0 && self.reporter.has_room() {
+        if self.machine.reports_due(now) && self.reporter.has_room() {
             self.reporter.add(self.machine.take_reports(REPORTS), minute);
         }
         for outcomes in self.reporter.take_forgotten() {
