@@ -23,7 +23,14 @@ pub enum Way {
     Bridge,
     Relay,
     RelayWithHeaders,
+    /// A pipeline of as many stages through the bridge.
+    Pipeline,
+    /// As many calls through the relay, one after the other.
+    RelaysInSequence,
 }
+
+/// Stages of a pipeline (`pipeline.sql`).
+const STAGES: u64 = 4;
 
 /// Everything a call passes, running.
 pub struct Bus {
@@ -42,6 +49,7 @@ impl Bus {
     /// A bridge with source `database`, all else as it comes but for `flags`.
     pub fn start(flags: &[&str]) -> Result<Self, Failure> {
         let database = Database::start(&[], 5000);
+        database.run_file("pipeline.sql", &[]);
         let nats = Nats::start();
         let directory = Directory::new("bench-", None);
         let role = |name: &str, arguments: &[&str]| -> Result<Server, Failure> {
@@ -57,7 +65,7 @@ impl Bus {
             relay: role("relay", &[RELAY])?,
             relay_with_headers: role("relay", &[RELAY_WITH_HEADERS, "--headers"])?,
             bridge: Bridge::start_on(&nats, database.cluster(), database.name(), flags),
-            prefix: "beamline.bridge.v1.invoke.".to_owned(),
+            prefix: "beamline.bridge.v1.".to_owned(),
             nats,
             database,
             _directory: directory,
@@ -80,7 +88,8 @@ impl Bus {
         }
         let expected = match way {
             Way::Bridge => outcome.calls,
-            Way::Relay | Way::RelayWithHeaders => 0,
+            Way::Pipeline => outcome.calls * STAGES,
+            Way::Relay | Way::RelayWithHeaders | Way::RelaysInSequence => 0,
         };
         self.await_counts(counted, expected)?;
         Ok(Sample {
@@ -94,18 +103,23 @@ impl Bus {
 
     fn load(&self, way: Way, in_flight: usize, seconds: u64) -> Result<(Outcome, crate::cpu::Usage), Failure> {
         let subject = match way {
-            Way::Bridge => &self.prefix,
-            Way::Relay => RELAY,
-            Way::RelayWithHeaders => RELAY_WITH_HEADERS,
+            Way::Bridge => format!("{}invoke.", self.prefix),
+            Way::Pipeline => format!("{}route", self.prefix),
+            Way::Relay | Way::RelaysInSequence => RELAY.to_owned(),
+            Way::RelayWithHeaders => RELAY_WITH_HEADERS.to_owned(),
         };
+        let steps = if way == Way::RelaysInSequence { STAGES } else { 1 };
         let mut child = Command::new(std::env::current_exe()?)
             .args([
                 "load",
                 &self.nats.url(),
-                subject,
+                &subject,
                 &in_flight.to_string(),
                 &seconds.to_string(),
+                "--steps",
+                &steps.to_string(),
             ])
+            .args((way == Way::Pipeline).then_some("--pipeline"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -123,8 +137,8 @@ impl Bus {
             ("echo", self.echo.pid()),
             ("load", child.id()),
             match way {
-                Way::Bridge => ("bridge", self.bridge.pid()),
-                Way::Relay => ("relay", self.relay.pid()),
+                Way::Bridge | Way::Pipeline => ("bridge", self.bridge.pid()),
+                Way::Relay | Way::RelaysInSequence => ("relay", self.relay.pid()),
                 Way::RelayWithHeaders => ("relay", self.relay_with_headers.pid()),
             },
             ("postgres", self.database.cluster().pid()),

@@ -11,6 +11,7 @@ mod f08_edit;
 mod f09_throughput;
 mod f10_latency;
 mod f12_memory;
+mod f13_pipeline;
 mod f14_percentiles;
 
 use crate::figure::Figure;
@@ -28,5 +29,6 @@ pub const ALL: &[Figure] = &[
     f09_throughput::FIGURE,
     f10_latency::FIGURE,
     f12_memory::FIGURE,
+    f13_pipeline::FIGURE,
     f14_percentiles::FIGURE,
 ];

@@ -3,7 +3,7 @@
 use async_nats::Client;
 use futures_util::StreamExt;
 
-use super::{REPLY, SERVICE};
+use super::{OUTPUT, REPLY, SERVICE};
 use crate::Failure;
 
 pub async fn run(client: &Client) -> Result<(), Failure> {
@@ -11,7 +11,12 @@ pub async fn run(client: &Client) -> Result<(), Failure> {
     super::say_ready(client).await?;
     while let Some(request) = requests.next().await {
         if let Some(reply) = request.reply {
-            client.publish(reply, REPLY.into()).await?;
+            let answer = if request.subject.ends_with(".provider") {
+                OUTPUT
+            } else {
+                REPLY
+            };
+            client.publish(reply, answer.into()).await?;
         }
     }
     Ok(())

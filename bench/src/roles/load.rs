@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::{REPLY, REQUEST};
+use super::{REPLY, REQUEST, ROUTE, ROUTED};
 use crate::Failure;
 use crate::database::EXTENSIONS;
 
@@ -35,9 +35,42 @@ pub struct Outcome {
     pub p99_us: f64,
 }
 
-/// Calls, in turn, the extensions by `prefix` and their id.
-pub async fn run(client: Client, prefix: &str, in_flight: usize, seconds: u64) -> Result<(), Failure> {
-    let subjects: Arc<[Subject]> = (1..=EXTENSIONS).map(|id| format!("{prefix}{id}").into()).collect();
+/// What one call is.
+pub struct What {
+    /// Where to, in turn.
+    subjects: Vec<Subject>,
+    /// So many requests, one after the other.
+    steps: usize,
+    body: &'static str,
+    /// How a good answer begins; one to an invocation is nothing more.
+    answer: &'static str,
+}
+
+impl What {
+    /// Invocations of the extensions by `subject` and their id, or the pipeline at `subject`.
+    pub fn new(subject: &str, steps: usize, pipeline: bool) -> Self {
+        let (subjects, body, answer) = if pipeline {
+            (vec![subject.into()], ROUTE, ROUTED)
+        } else {
+            let subjects = (1..=EXTENSIONS).map(|id| format!("{subject}{id}").into());
+            (subjects.collect(), REQUEST, REPLY)
+        };
+        Self {
+            subjects,
+            steps,
+            body,
+            answer,
+        }
+    }
+
+    fn is_good(&self, answer: &[u8]) -> bool {
+        answer.starts_with(self.answer.as_bytes()) && (self.answer == ROUTED || answer.len() == self.answer.len())
+    }
+}
+
+/// Keeps so many calls in flight for so long.
+pub async fn run(client: Client, what: What, in_flight: usize, seconds: u64) -> Result<(), Failure> {
+    let what = Arc::new(what);
     let turn = Arc::new(AtomicUsize::new(0));
     let from = Instant::now() + WARM_UP;
     let until = from + Duration::from_secs(seconds);
@@ -46,7 +79,7 @@ pub async fn run(client: Client, prefix: &str, in_flight: usize, seconds: u64) -
     for _ in 0..in_flight {
         callers.spawn(caller(
             client.clone(),
-            Arc::clone(&subjects),
+            Arc::clone(&what),
             Arc::clone(&turn),
             from,
             until,
@@ -65,7 +98,7 @@ pub async fn run(client: Client, prefix: &str, in_flight: usize, seconds: u64) -
         latencies.extend(done.latencies_us);
     }
     if latencies.is_empty() {
-        return Err(format!("no call to {prefix}1 ended within {seconds} s").into());
+        return Err(format!("no call to {} ended within {seconds} s", what.subjects[0]).into());
     }
     latencies.sort_by(f64::total_cmp);
     let quantile = |q: f64| latencies[((latencies.len() - 1) as f64 * q) as usize];
@@ -88,25 +121,21 @@ struct Tally {
 }
 
 /// One call after the other until it is time.
-async fn caller(
-    client: Client,
-    subjects: Arc<[Subject]>,
-    turn: Arc<AtomicUsize>,
-    from: Instant,
-    until: Instant,
-) -> Tally {
+async fn caller(client: Client, what: Arc<What>, turn: Arc<AtomicUsize>, from: Instant, until: Instant) -> Tally {
     let mut done = Tally::default();
     loop {
         let sent = Instant::now();
         if sent >= until {
             return done;
         }
-        let subject = subjects[turn.fetch_add(1, Relaxed) % subjects.len()].clone();
-        let reply = client.request(subject, REQUEST.into()).await;
-        done.calls += 1;
-        if !reply.is_ok_and(|reply| reply.payload == REPLY) {
-            done.errors += 1;
+        let mut good = true;
+        for _ in 0..what.steps {
+            let subject = what.subjects[turn.fetch_add(1, Relaxed) % what.subjects.len()].clone();
+            let reply = client.request(subject, what.body.into()).await;
+            good &= reply.is_ok_and(|reply| what.is_good(&reply.payload));
         }
+        done.calls += 1;
+        done.errors += u64::from(!good);
         let ended = Instant::now();
         if ended >= from && ended < until {
             done.latencies_us.push((ended - sent).as_secs_f64() * 1e6);

@@ -20,6 +20,13 @@ pub const RELAY_WITH_HEADERS: &str = "bench.relay_with_headers.";
 pub const REQUEST: &str = r#"{"tenant_id":"t2","trace_id":"0af7651916cd43dd8448eb211c80319c","request_id":"r-0123456789","payload":{"message_id":"m-0123456789","message_type":"chat","payload":"The quick brown fox jumps over the lazy dog, again and again."},"metadata":{"channel":"web","language":"en","session_id":"s-0123456789"}}"#;
 /// What the service answers: a pre-processor's reply.
 pub const REPLY: &str = r#"{"payload":{"message_id":"m-0123456789","message_type":"chat","payload":"the quick brown fox jumps over the lazy dog, again and again."},"metadata":{"normalized":true}}"#;
+/// What it answers as a provider.
+pub const OUTPUT: &str =
+    r#"{"output":{"text":"the quick brown fox jumps over the lazy dog, again and again."},"usage":{"tokens":16}}"#;
+/// The same request for a pipeline.
+pub const ROUTE: &str = r#"{"tenant_id":"t2","policy_id":"stages","trace_id":"0af7651916cd43dd8448eb211c80319c","request_id":"r-0123456789","message":{"message_id":"m-0123456789","message_type":"chat","payload":"The quick brown fox jumps over the lazy dog, again and again."},"metadata":{"channel":"web","language":"en","session_id":"s-0123456789"}}"#;
+/// How its answer begins where all went well.
+pub const ROUTED: &str = r#"{"ok":true,"#;
 
 /// What this process is to be.
 #[derive(Clone, Debug, Subcommand)]
@@ -41,10 +48,16 @@ pub enum Role {
     #[command(hide = true)]
     Load {
         url: String,
-        /// Followed by the extension's id
+        /// Followed by the extension's id, unless it is for pipelines
         subject: String,
         in_flight: usize,
         seconds: u64,
+        /// Requests, one after the other, that make a call
+        #[arg(long, default_value_t = 1)]
+        steps: usize,
+        /// Asks for a pipeline
+        #[arg(long)]
+        pipeline: bool,
     },
 }
 
@@ -61,7 +74,12 @@ impl Role {
                     subject,
                     in_flight,
                     seconds,
-                } => load::run(connect(url).await?, subject, *in_flight, *seconds).await,
+                    steps,
+                    pipeline,
+                } => {
+                    let what = load::What::new(subject, *steps, *pipeline);
+                    load::run(connect(url).await?, what, *in_flight, *seconds).await
+                }
             }
         })
     }
