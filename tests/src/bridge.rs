@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, ExitStatus, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -54,6 +54,22 @@ impl Bridge {
         let mut command = command_on(nats, cluster, database);
         command.env("EXTENSION_REGISTRY_SOURCE", "auto");
         Self::launch(command, flags)
+    }
+
+    /// `ext-bridge serve` on the fixtures, to its end where it does not start: its exit code, and what it said.
+    pub fn refuses_on_fixtures(nats: &Nats, flags: &[&str]) -> (Option<i32>, String) {
+        let mut command = bare_command(nats);
+        command.env("EXTENSION_REGISTRY_SOURCE", "fixtures");
+        command.current_dir(places::root());
+        let mut bridge = Self::launch(command, flags);
+        let start = Instant::now();
+        loop {
+            if let Some(status) = bridge.server.ended() {
+                return (status.code(), bridge.log());
+            }
+            assert!(start.elapsed() < DEADLINE, "the bridge goes on:\n{}", bridge.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn serve(command: Command, flags: &[&str]) -> Self {

@@ -17,17 +17,30 @@ pub struct Nats {
     server: Server,
     port: u16,
     directory: Directory,
+    flags: Vec<String>,
 }
 
 impl Nats {
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With more flags, such as a user and a password.
+    pub fn start_with(flags: &[&str]) -> Self {
         let directory = Directory::new("nats-", None);
         let port = ports::free();
+        let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
         Self {
-            server: spawn(port, &directory),
+            server: spawn(port, &directory, &flags),
             port,
             directory,
+            flags,
         }
+    }
+
+    /// The port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// `nats://127.0.0.1:port`
@@ -52,15 +65,17 @@ impl Nats {
     /// Starts it again on the same port.
     pub fn start_again(&mut self) {
         assert!(self.server.ended().is_some(), "nats-server runs");
-        self.server = spawn(self.port, &self.directory);
+        self.server = spawn(self.port, &self.directory, &self.flags);
     }
 }
 
-fn spawn(port: u16, directory: &Directory) -> Server {
+fn spawn(port: u16, directory: &Directory, flags: &[String]) -> Server {
     let log: PathBuf = directory.path().join("log");
     let before = crate::process::read_lossy(&log).matches("Server is ready").count();
     let mut command = Command::new(places::nats_server());
-    command.args(["--addr", "127.0.0.1", "--port", &port.to_string()]);
+    command
+        .args(["--addr", "127.0.0.1", "--port", &port.to_string()])
+        .args(flags);
     let mut server = Server::start("nats-server", &mut command, &log, Signal::SIGKILL);
     server.await_ready(DEADLINE, |server| {
         server.log().matches("Server is ready").count() > before

@@ -4,6 +4,7 @@
 //! replaces (`EXTENSION_REGISTRY_*`, `NATS_URL`) and of Postgres (`PG*`) count as environment, after `EXT_BRIDGE_*`.
 
 mod database;
+mod nats;
 mod options;
 mod pgpass;
 
@@ -95,6 +96,11 @@ fn environment(names: &[&str]) -> Option<String> {
 }
 
 impl Settings {
+    /// Whether requests can be read on their way to NATS.
+    pub fn nats_is_exposed(&self) -> bool {
+        self.nats.tls_ca.is_none() && self.nats.servers().iter().any(|server| nats::is_exposed(server))
+    }
+
     /// Resolves the settings from the flags and `EXT_BRIDGE_*` (which clap has merged), the rest of the environment, the file.
     pub fn resolve(flags: Options) -> Result<Self, Exit> {
         let file = match &flags.config {
@@ -201,20 +207,7 @@ impl Settings {
             image: all.image.clone().or_else(|| default_image(&registry_name(&database))),
             image_max_age: all.image_max_age.map_or(Duration::from_hours(24), |age| age.0),
             prefix,
-            nats: NatsSettings {
-                url: all
-                    .nats_url
-                    .clone()
-                    .unwrap_or_else(|| "nats://127.0.0.1:4222".to_owned()),
-                creds: all.nats_creds.clone(),
-                user: all.nats_user.clone(),
-                password: all.nats_password.clone(),
-                token: all.nats_token.clone(),
-                nkey_seed: all.nats_nkey_seed.clone(),
-                tls_ca: all.nats_tls_ca.clone(),
-                tls_cert: all.nats_tls_cert.clone(),
-                tls_key: all.nats_tls_key.clone(),
-            },
+            nats: nats::nats(&all)?,
             database,
             http: address("http-addr", &all.http_addr, "127.0.0.1:9464")?,
             grpc: address("grpc-addr", &all.grpc_addr, "127.0.0.1:9000")?,

@@ -244,29 +244,7 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
 }
 
 fn warn_of_plain_nats(settings: &Settings) {
-    let local = |server: &str| {
-        ["127.", "localhost", "[::1]"].iter().any(|l| {
-            server
-                .rsplit_once("://")
-                .map_or(server, |(_, rest)| rest)
-                .rsplit_once('@')
-                .map_or_else(
-                    || {
-                        server
-                            .rsplit_once("://")
-                            .map_or(server, |(_, rest)| rest)
-                            .starts_with(l)
-                    },
-                    |(_, host)| host.starts_with(l),
-                )
-        })
-    };
-    let plain = settings
-        .nats
-        .servers()
-        .iter()
-        .any(|s| !s.starts_with("tls://") && !s.starts_with("wss://") && !local(s));
-    if plain && settings.nats.tls_ca.is_none() {
+    if settings.nats_is_exposed() {
         tracing::warn!(
             nats = settings.nats.shown(),
             "NATS beyond this machine without TLS: requests can be read on the way"
