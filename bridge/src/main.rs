@@ -16,6 +16,7 @@ mod machine;
 mod metrics;
 mod pg;
 mod serve;
+mod tls;
 mod transport;
 
 use std::process::ExitCode;

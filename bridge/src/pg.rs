@@ -9,10 +9,22 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::{Notify, watch};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Statement};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, Socket, Statement};
 
 use crate::metrics::Metrics;
+use crate::tls::{self, BadFile, HandshakeError, Mode, Tls};
+
+/// How to reach a database.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// Where it is, and who asks.
+    pub config: Config,
+    /// How the way there is protected.
+    pub tls: Tls,
+}
 
 /// What a connection is for. Reports have their own, so that a stuck one stops no decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +84,9 @@ pub enum PgError {
     /// The database lacks the extension.
     #[error("the database has no extension ext_registry; run CREATE EXTENSION ext_registry")]
     NoExtension,
+    /// A file for TLS cannot be read, which it could at start.
+    #[error(transparent)]
+    File(#[from] BadFile),
     /// It takes too long.
     #[error("Postgres does not answer in time")]
     TimedOut,
@@ -88,6 +103,9 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
         return text.replace('\n', " ");
     }
     let mut text = error.to_string();
+    if text.contains("server does not support TLS") {
+        text.push_str("; turn on `ssl` in Postgres, or ask for less by db-sslmode");
+    }
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         text = format!("{text}: {cause}");
@@ -106,17 +124,44 @@ pub fn in_schema(sql: &str, schema: &str) -> String {
     sql.replace("@extschema@", schema)
 }
 
+type Dialled = (Client, Connection<Socket, tls::Stream<Socket>>);
+
+/// Connects and logs in. `prefer` tries again without TLS where that alone may be what is refused, as libpq does.
+async fn dial(database: &Database) -> Result<Dialled, PgError> {
+    let tls = database.tls.clone();
+    let connector = tokio::task::spawn_blocking(move || tls.connector())
+        .await
+        .map_err(|_| PgError::TimedOut)??;
+    let error = match database.config.connect(connector.clone()).await {
+        Ok(dialled) => return Ok(dialled),
+        Err(error) => error,
+    };
+    // No line of pg_hba.conf fits: there may be one for connections without TLS.
+    let not_allowed =
+        |error: &tokio_postgres::Error| error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION);
+    let no_handshake = std::error::Error::source(&error).is_some_and(<dyn std::error::Error>::is::<HandshakeError>);
+    if database.tls.mode != Mode::Prefer || !(no_handshake || not_allowed(&error)) {
+        return Err(error.into());
+    }
+    let mut plain = database.config.clone();
+    match plain.ssl_mode(SslMode::Disable).connect(connector).await {
+        Err(second) if !not_allowed(&second) => Err(second.into()),
+        Err(_) => Err(error.into()),
+        Ok(dialled) => Ok(dialled),
+    }
+}
+
 /// Connects, drives the connection in a task, and finds the extension. Gives its quoted schema and its version.
-pub async fn connect(config: &Config) -> Result<(Client, tokio::task::JoinHandle<()>, String, String), PgError> {
-    connect_with(config, Arc::default()).await
+pub async fn connect(database: &Database) -> Result<(Client, tokio::task::JoinHandle<()>, String, String), PgError> {
+    connect_with(database, Arc::default()).await
 }
 
 async fn connect_with(
-    config: &Config,
+    database: &Database,
     notified: Arc<Notify>,
 ) -> Result<(Client, tokio::task::JoinHandle<()>, String, String), PgError> {
     let work = async {
-        let (client, mut connection) = config.connect(NoTls).await?;
+        let (client, mut connection) = dial(database).await?;
         let driver = tokio::spawn(async move {
             loop {
                 match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
@@ -153,10 +198,13 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// Connects and finds the extension.
-    pub async fn open(config: &Config) -> Result<Self, PgError> {
+    /// Connects and finds the extension. Statements may take 5 s, waits for a lock 1 s.
+    pub async fn open(database: &Database) -> Result<Self, PgError> {
         let notified = Arc::new(Notify::new());
-        let (client, driver, schema, _) = connect_with(config, Arc::clone(&notified)).await?;
+        let (client, driver, schema, _) = connect_with(database, Arc::clone(&notified)).await?;
+        client
+            .batch_execute("set statement_timeout = '5s'; set lock_timeout = '1s'")
+            .await?;
         Ok(Self {
             client,
             schema,
@@ -179,8 +227,8 @@ impl Drop for Direct {
 
 static CONNECTIONS: AtomicU64 = AtomicU64::new(1);
 
-async fn open(config: &Config, role: Role) -> Result<(Conn, tokio::task::JoinHandle<()>), PgError> {
-    let (client, driver, schema, _) = connect(config).await?;
+async fn open(database: &Database, role: Role) -> Result<(Conn, tokio::task::JoinHandle<()>), PgError> {
+    let (client, driver, schema, _) = connect(database).await?;
     let limit = match role {
         Role::Decide | Role::Side => "set statement_timeout = '2s'; set lock_timeout = '250ms'",
         Role::Report => "set statement_timeout = '10s'; set lock_timeout = '5s'",
@@ -230,12 +278,12 @@ async fn open(config: &Config, role: Role) -> Result<(Conn, tokio::task::JoinHan
 }
 
 /// Keeps a connection up. `changed` is called when it comes and when it goes.
-pub fn link(config: Config, role: Role, metrics: Arc<Metrics>, changed: impl Fn() + Send + 'static) -> Link {
+pub fn link(database: Database, role: Role, metrics: Arc<Metrics>, changed: impl Fn() + Send + 'static) -> Link {
     let (sender, receiver) = watch::channel(None);
     tokio::spawn(async move {
         let mut failures = 0_u32;
         loop {
-            match open(&config, role).await {
+            match open(&database, role).await {
                 Ok((conn, mut driver)) => {
                     if failures > 0 {
                         tracing::info!(role = role.as_str(), "Postgres connected");

@@ -105,7 +105,7 @@ fn source(source: Source) -> &'static str {
 /// The image on disk, if it is young enough to decide.
 fn usable_image(settings: &Settings) -> Option<Kept> {
     let path = settings.image.as_deref()?;
-    let (kept, _) = image::read(path, &registry_name(&settings.database)).ok()?;
+    let (kept, _) = image::read(path, &registry_name(&settings.database.config)).ok()?;
     (u128::from(kept.age_ms(now_ms())) <= settings.image_max_age.as_millis()).then_some(kept)
 }
 
@@ -116,7 +116,7 @@ fn image(settings: &Settings) {
         return;
     };
     let shown = path.display();
-    match image::read(path, &registry_name(&settings.database)) {
+    match image::read(path, &registry_name(&settings.database.config)) {
         Ok((kept, _)) => {
             let (age_s, most_s) = (kept.age_ms(now_ms()) / 1000, settings.image_max_age.as_secs());
             let count = kept.image.extensions().count();

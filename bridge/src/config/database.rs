@@ -1,15 +1,19 @@
 //! Which Postgres is meant, and where what is kept of it lies.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio_postgres::config::{Host, SslMode};
+
+use super::conninfo::{self, Ssl};
 use super::options::Options;
 use super::{environment, pgpass, wrong};
 use crate::exit::{Exit, Kind};
+use crate::pg::Database;
+use crate::tls::{Mode, Roots, Tls};
 
 /// Names a registry: hosts, ports and database.
 pub fn registry_name(database: &tokio_postgres::Config) -> String {
-    use tokio_postgres::config::Host;
     let hosts = database.get_hosts().iter().map(|host| match host {
         Host::Tcp(name) => name.clone(),
         Host::Unix(path) => path.display().to_string(),
@@ -38,8 +42,12 @@ pub(super) fn default_image(registry: &str) -> Option<PathBuf> {
 }
 
 /// How to reach Postgres: the address, then what it does not name from the other settings, then a password file.
-pub(super) fn database(all: &Options) -> Result<tokio_postgres::Config, Exit> {
-    let mut config = match &all.db_url {
+pub(super) fn database(all: &Options) -> Result<Database, Exit> {
+    let (url, ssl) = match all.db_url.as_deref().map(conninfo::split) {
+        Some((url, ssl)) => (Some(url), ssl),
+        None => (None, Ssl::default()),
+    };
+    let mut config = match url {
         Some(url) => url
             .parse::<tokio_postgres::Config>()
             .map_err(|e| Exit::new(Kind::Config, format!("db-url is not a Postgres address: {e}")))?,
@@ -60,7 +68,7 @@ pub(super) fn database(all: &Options) -> Result<tokio_postgres::Config, Exit> {
     if config.get_password().is_none() {
         let password = all.db_password.clone().or_else(|| {
             let host = match config.get_hosts().first() {
-                Some(tokio_postgres::config::Host::Tcp(host)) => host.clone(),
+                Some(Host::Tcp(host)) => host.clone(),
                 _ => "localhost".to_owned(),
             };
             let port = config.get_ports().first().copied().unwrap_or(5432);
@@ -75,14 +83,33 @@ pub(super) fn database(all: &Options) -> Result<tokio_postgres::Config, Exit> {
             config.password(password);
         }
     }
-    match all.db_sslmode.as_deref() {
-        None | Some("disable" | "allow" | "prefer") => config.ssl_mode(tokio_postgres::config::SslMode::Disable),
-        Some(mode @ ("require" | "verify-ca" | "verify-full")) => {
-            return Err(Exit::new(
-                Kind::Config,
-                format!("db-sslmode: \"{mode}\" is not available in this version"),
-            ));
-        }
+    let tls = tls(all, ssl, &config)?;
+    config.ssl_mode(match tls.mode {
+        Mode::Disable => SslMode::Disable,
+        Mode::Prefer => SslMode::Prefer,
+        Mode::Require | Mode::VerifyCa | Mode::VerifyFull => SslMode::Require,
+    });
+    config
+        .application_name("ext-bridge")
+        .connect_timeout(Duration::from_secs(5))
+        .tcp_user_timeout(Duration::from_secs(20))
+        .keepalives_idle(Duration::from_secs(20));
+    Ok(Database { config, tls })
+}
+
+/// How the way is protected: as libpq has it, but that `prefer` never verifies. Sockets of this machine need no TLS.
+fn tls(all: &Options, address: Ssl, config: &tokio_postgres::Config) -> Result<Tls, Exit> {
+    let path = |first: Option<String>, second: &Option<PathBuf>| first.map(PathBuf::from).or_else(|| second.clone());
+    let roots = path(address.root, &all.db_sslrootcert);
+    let system = roots.as_deref() == Some(Path::new("system"));
+    let named = address.mode.as_ref().or(all.db_sslmode.as_ref());
+    let mut mode = match named.map(String::as_str) {
+        None if system => Mode::VerifyFull,
+        None | Some("prefer" | "allow") => Mode::Prefer,
+        Some("disable") => Mode::Disable,
+        Some("require") => Mode::Require,
+        Some("verify-ca") => Mode::VerifyCa,
+        Some("verify-full") => Mode::VerifyFull,
         Some(other) => {
             return Err(wrong(
                 "db-sslmode",
@@ -91,10 +118,50 @@ pub(super) fn database(all: &Options) -> Result<tokio_postgres::Config, Exit> {
             ));
         }
     };
-    config
-        .application_name("ext-bridge")
-        .connect_timeout(Duration::from_secs(5))
-        .tcp_user_timeout(Duration::from_secs(20))
-        .keepalives_idle(Duration::from_secs(20));
-    Ok(config)
+    if system && mode != Mode::VerifyFull {
+        // Anybody gets a certificate by one of these; only the name says whose it is.
+        let why = "db-sslrootcert: \"system\" needs db-sslmode verify-full";
+        return Err(Exit::new(Kind::Config, why));
+    }
+    if config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_))) {
+        mode = Mode::Disable;
+    }
+    if mode == Mode::Disable {
+        return Ok(Tls {
+            mode,
+            roots: None,
+            identity: None,
+        });
+    }
+    let usual = |name: &str| {
+        let home = environment(&["HOME"])?;
+        Some(PathBuf::from(home).join(".postgresql").join(name)).filter(|path| path.exists())
+    };
+    let roots = match roots {
+        Some(_) if system => Some(Roots::System),
+        Some(file) => Some(Roots::File(file)),
+        None => usual("root.crt").map(Roots::File),
+    };
+    if mode == Mode::Require && roots.is_some() {
+        mode = Mode::VerifyCa;
+    }
+    if matches!(mode, Mode::VerifyCa | Mode::VerifyFull) && roots.is_none() {
+        let why = "db-sslmode: nobody is trusted; name a file by db-sslrootcert, or \"system\" with verify-full";
+        return Err(Exit::new(Kind::Config, why));
+    }
+    let cert = path(address.cert, &all.db_sslcert).or_else(|| usual("postgresql.crt"));
+    let key = path(address.key, &all.db_sslkey).or_else(|| usual("postgresql.key"));
+    let identity = match (cert, key) {
+        (Some(cert), Some(key)) => Some((cert, key)),
+        (Some(_), None) => {
+            return Err(Exit::new(
+                Kind::Config,
+                "db-sslcert: its key is missing; name it by db-sslkey",
+            ));
+        }
+        (None, _) => None,
+    };
+    let tls = Tls { mode, roots, identity };
+    tls.connector().map_err(|e| Exit::new(Kind::Config, e.to_string()))?;
+    Ok(tls)
 }

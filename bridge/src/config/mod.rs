@@ -3,6 +3,7 @@
 //! Every flag has a variable `EXT_BRIDGE_<FLAG>` and a key of the same name in the file. Variables of the system this one
 //! replaces (`EXTENSION_REGISTRY_*`, `NATS_URL`) and of Postgres (`PG*`) count as environment, after `EXT_BRIDGE_*`.
 
+mod conninfo;
 mod database;
 mod nats;
 mod options;
@@ -20,6 +21,7 @@ pub use options::{Options, Span};
 use crate::exit::{Exit, Kind};
 use crate::machine::MachineSettings;
 use crate::machine::limits::{Limits, MAX_DEPTH};
+use crate::pg::Database;
 use crate::transport::NatsSettings;
 
 /// Where decisions come from.
@@ -57,7 +59,7 @@ pub struct Settings {
     /// NATS.
     pub nats: NatsSettings,
     /// Postgres.
-    pub database: tokio_postgres::Config,
+    pub database: Database,
     /// HTTP.
     pub http: SocketAddr,
     /// gRPC.
@@ -119,6 +121,9 @@ impl Settings {
             db_user: environment(&["EXTENSION_REGISTRY_DB_USER", "PGUSER"]),
             db_password: environment(&["EXTENSION_REGISTRY_DB_PASSWORD", "PGPASSWORD"]),
             db_sslmode: environment(&["PGSSLMODE"]),
+            db_sslrootcert: environment(&["PGSSLROOTCERT"]).map(PathBuf::from),
+            db_sslcert: environment(&["PGSSLCERT"]).map(PathBuf::from),
+            db_sslkey: environment(&["PGSSLKEY"]).map(PathBuf::from),
             ..Options::default()
         };
         let all = flags.or(env).or(file);
@@ -204,7 +209,10 @@ impl Settings {
         Ok(Self {
             source,
             fixtures: all.fixtures.clone().unwrap_or_else(|| PathBuf::from("fixtures")),
-            image: all.image.clone().or_else(|| default_image(&registry_name(&database))),
+            image: all
+                .image
+                .clone()
+                .or_else(|| default_image(&registry_name(&database.config))),
             image_max_age: all.image_max_age.map_or(Duration::from_hours(24), |age| age.0),
             prefix,
             nats: nats::nats(&all)?,

@@ -136,9 +136,18 @@ options! {
     /// Password; also EXTENSION_REGISTRY_DB_PASSWORD, PGPASSWORD, PGPASSFILE
     #[arg(long, global = true, env = "EXT_BRIDGE_DB_PASSWORD", value_name = "SECRET", help_heading = "Postgres", hide_env_values = true)]
     db_password: String,
-    /// disable or prefer; also PGSSLMODE
+    /// disable, prefer, require, verify-ca or verify-full; also PGSSLMODE [default: prefer]
     #[arg(long, global = true, env = "EXT_BRIDGE_DB_SSLMODE", value_name = "MODE", help_heading = "Postgres")]
     db_sslmode: String,
+    /// Certificates to trust (PEM), or "system"; also PGSSLROOTCERT [default: ~/.postgresql/root.crt]
+    #[arg(long, global = true, env = "EXT_BRIDGE_DB_SSLROOTCERT", value_name = "FILE", help_heading = "Postgres")]
+    db_sslrootcert: PathBuf,
+    /// Client certificate (PEM); also PGSSLCERT [default: ~/.postgresql/postgresql.crt]
+    #[arg(long, global = true, env = "EXT_BRIDGE_DB_SSLCERT", value_name = "FILE", help_heading = "Postgres")]
+    db_sslcert: PathBuf,
+    /// Key of the client certificate (PEM); also PGSSLKEY [default: ~/.postgresql/postgresql.key]
+    #[arg(long, global = true, env = "EXT_BRIDGE_DB_SSLKEY", value_name = "FILE", help_heading = "Postgres")]
+    db_sslkey: PathBuf,
 
     /// Where /metrics, /healthz and /readyz are served [default: 127.0.0.1:9464]
     #[arg(long, global = true, env = "EXT_BRIDGE_HTTP_ADDR", value_name = "ADDRESS", help_heading = "Endpoints")]

@@ -76,10 +76,6 @@ pub async fn serve(settings: Settings, source: Source) {
 /// On one connection, until an error. Returns where the database is a standby: its primary's bridges publish.
 async fn follow_and_lead(settings: &Settings, failures: &mut u32) -> Result<(), EventsError> {
     let direct = Direct::open(&settings.database).await?;
-    direct
-        .client
-        .batch_execute("set statement_timeout = '5s'; set lock_timeout = '1s'")
-        .await?;
     let standby = direct
         .client
         .query_one("select pg_catalog.pg_is_in_recovery()", &[])

@@ -38,7 +38,7 @@ pub struct Keeper {
 impl Keeper {
     /// Reads the file, if there is a good one.
     pub fn open(settings: &Settings) -> (Self, watch::Receiver<Option<Kept>>) {
-        let registry = registry_name(&settings.database);
+        let registry = registry_name(&settings.database.config);
         let mut found = None;
         if let Some(path) = &settings.image {
             match image::read(path, &registry) {

@@ -27,7 +27,7 @@ use crate::machine::limits::check_jsonb;
 use crate::machine::request::Asked;
 use crate::machine::{InsideAnswer, InsideRequest};
 use crate::metrics::Metrics;
-use crate::pg::{Direct, Fault, PgError, RawJsonb, describe, fault};
+use crate::pg::{Database, Direct, Fault, PgError, RawJsonb, describe, fault};
 
 /// Most calls under way; those of NATS have the rest of the bridge.
 const MOST: usize = 64;
@@ -60,7 +60,7 @@ impl Queue {
         let machine = &settings.machine;
         let lease = Duration::from_micros(machine.max_call_us + machine.decide_timeout_us) + SPARE;
         let worker = Worker {
-            config: settings.database.clone(),
+            database: settings.database.clone(),
             name: uuid::Uuid::new_v4().to_string(),
             lease,
             most: MOST.min(machine.max_in_flight),
@@ -116,7 +116,7 @@ struct Link {
 }
 
 struct Worker {
-    config: tokio_postgres::Config,
+    database: Database,
     name: String,
     lease: Duration,
     most: usize,
@@ -187,11 +187,9 @@ impl Worker {
     }
 
     async fn open(&mut self) -> Result<Link, PgError> {
-        let direct = Direct::open(&self.config).await?;
+        let direct = Direct::open(&self.database).await?;
         let client = &direct.client;
-        client
-            .batch_execute("set statement_timeout = '5s'; set lock_timeout = '1s'; listen ext_registry_invocations")
-            .await?;
+        client.batch_execute("listen ext_registry_invocations").await?;
         let claim = client
             .prepare(&direct.sql(include_str!("../queries/claim.sql")))
             .await?;

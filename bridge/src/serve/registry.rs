@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 use tokio::sync::{Mutex, mpsc, oneshot};
-use tokio_postgres::{Config, Row};
+use tokio_postgres::Row;
 
 use super::event_loop::{Control, Sources};
 use super::leader::Lead;
@@ -19,7 +19,7 @@ use crate::exit::Exit;
 use crate::image::Image;
 use crate::machine::policies::PolicyKey;
 use crate::metrics::Metrics;
-use crate::pg::{self, Direct, PgError, describe};
+use crate::pg::{self, Database, Direct, PgError, describe};
 
 /// Series are read again after this time.
 const MAX_AGE: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ struct Inner {
 
 /// See the module.
 pub struct Registry {
-    config: Config,
+    database: Database,
     source: Source,
     metrics: Arc<Metrics>,
     inner: Mutex<Inner>,
@@ -70,7 +70,7 @@ impl Registry {
             tracing::info!(source = "fixtures", "Extension Registry synced");
         }
         Ok(Arc::new(Self {
-            config: settings.database.clone(),
+            database: settings.database.clone(),
             source,
             metrics,
             inner: Mutex::default(),
@@ -188,7 +188,7 @@ impl Registry {
             inner.link = None;
             inner.last_event = 0;
             inner.link = Some(Link {
-                direct: Direct::open(&self.config).await?,
+                direct: Direct::open(&self.database).await?,
                 lead: Lead::new(LOCK),
             });
         }
