@@ -2,12 +2,13 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::postgres::BRIDGE_ROLE;
 use crate::process::{Directory, Server};
+use crate::wait::wait_until;
 use crate::{Database, Nats, Postgres, http, places, ports};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -62,14 +63,9 @@ impl Bridge {
         command.env("EXTENSION_REGISTRY_SOURCE", "fixtures");
         command.current_dir(places::root());
         let mut bridge = Self::launch(command, flags);
-        let start = Instant::now();
-        loop {
-            if let Some(status) = bridge.server.ended() {
-                return (status.code(), bridge.log());
-            }
-            assert!(start.elapsed() < DEADLINE, "the bridge goes on:\n{}", bridge.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_until("the bridge ends", DEADLINE, || bridge.server.ended().is_some());
+        let status = bridge.server.ended().expect("it has ended");
+        (status.code(), bridge.log())
     }
 
     fn serve(command: Command, flags: &[&str]) -> Self {

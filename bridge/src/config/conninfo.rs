@@ -1,5 +1,7 @@
 //! The `ssl*` parts of a Postgres address, which tokio-postgres does not know: taken out of it, and kept.
 
+use super::unescaped;
+
 /// What an address says about TLS.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Ssl {
@@ -48,7 +50,7 @@ fn from_url(address: &str, ssl: &mut Ssl) -> String {
         .split('&')
         .filter(|pair| {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            !ssl.take(key, &decoded(value))
+            !ssl.take(key, &unescaped(value))
         })
         .collect();
     if kept.is_empty() {
@@ -56,26 +58,6 @@ fn from_url(address: &str, ssl: &mut Ssl) -> String {
     } else {
         format!("{before}?{}", kept.join("&"))
     }
-}
-
-/// Percent signs and two hexadecimal digits are bytes.
-fn decoded(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.as_bytes();
-    while let Some((first, rest)) = bytes.split_first() {
-        let digits = rest.get(..2).and_then(|two| std::str::from_utf8(two).ok());
-        match digits.and_then(|two| u8::from_str_radix(two, 16).ok()) {
-            Some(byte) if *first == b'%' => {
-                out.push(byte);
-                bytes = &rest[2..];
-            }
-            _ => {
-                out.push(*first);
-                bytes = rest;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// `key = value` or `key = 'value'`, with backslashes before quotes and backslashes.

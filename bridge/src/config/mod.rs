@@ -97,10 +97,17 @@ fn environment(names: &[&str]) -> Option<String> {
         .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
+/// A part of an address with its `%41` read. What is none stays as it is.
+fn unescaped(text: &str) -> String {
+    percent_encoding::percent_decode_str(text)
+        .decode_utf8_lossy()
+        .into_owned()
+}
+
 impl Settings {
     /// Whether requests can be read on their way to NATS.
     pub fn nats_is_exposed(&self) -> bool {
-        self.nats.tls_ca.is_none() && self.nats.servers().iter().any(|server| nats::is_exposed(server))
+        self.nats.tls_ca.is_none() && self.nats.servers.iter().any(|server| nats::is_exposed(server))
     }
 
     /// Resolves the settings from the flags and `EXT_BRIDGE_*` (which clap has merged), the rest of the environment, the file.

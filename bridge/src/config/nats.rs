@@ -1,15 +1,15 @@
 //! How to reach NATS, from the settings. What cannot be is refused here, before anything is connected to.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::options::Options;
-use super::wrong;
+use super::{unescaped, wrong};
 use crate::exit::{Exit, Kind};
 use crate::transport::NatsSettings;
 
 /// Who one is, as the address of a server may say.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Login {
     User(String, String),
     Token(String),
@@ -22,7 +22,7 @@ pub(super) fn nats(all: &Options) -> Result<NatsSettings, Exit> {
     for server in url.split(',').map(str::trim).filter(|server| !server.is_empty()) {
         let (server, named) = without_login(server);
         if let Some(named) = named
-            && login.get_or_insert_with(|| clone(&named)) != &named
+            && *login.get_or_insert_with(|| named.clone()) != named
         {
             let message =
                 format!("nats-url: {server} has another login than the servers before it; one is for all of them");
@@ -74,7 +74,7 @@ pub(super) fn nats(all: &Options) -> Result<NatsSettings, Exit> {
         _ => {}
     }
     Ok(NatsSettings {
-        url: servers.join(","),
+        servers,
         creds: all.nats_creds.clone(),
         user,
         password,
@@ -84,13 +84,6 @@ pub(super) fn nats(all: &Options) -> Result<NatsSettings, Exit> {
         tls_cert: all.nats_tls_cert.clone(),
         tls_key: all.nats_tls_key.clone(),
     })
-}
-
-fn clone(login: &Login) -> Login {
-    match login {
-        Login::User(user, password) => Login::User(user.clone(), password.clone()),
-        Login::Token(token) => Login::Token(token.clone()),
-    }
 }
 
 /// An address and the login in it.
@@ -108,31 +101,10 @@ fn without_login(server: &str) -> (String, Option<Login>) {
     (format!("{scheme}{host}"), Some(login))
 }
 
-/// Text with its `%41` read. What is none stays as it is.
-fn unescaped(text: &str) -> String {
-    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
-    while let Some((&first, after)) = rest.split_first() {
-        let digits = after.get(..2).and_then(|two| std::str::from_utf8(two).ok());
-        let byte = digits.filter(|two| first == b'%' && two.bytes().all(|b| b.is_ascii_hexdigit()));
-        if let Some(byte) = byte.and_then(|two| u8::from_str_radix(two, 16).ok()) {
-            out.push(byte);
-            rest = &after[2..];
-        } else {
-            out.push(first);
-            rest = after;
-        }
-    }
-    String::from_utf8(out).unwrap_or_else(|_| text.to_owned())
-}
-
-fn readable(key: &str, path: &Path) -> Result<PathBuf, Exit> {
-    match std::fs::read(path) {
-        Ok(_) => Ok(path.to_owned()),
-        Err(error) => {
-            let message = format!("{key}: cannot read {}: {error}", path.display());
-            Err(Exit::new(Kind::Config, message))
-        }
-    }
+fn readable(key: &str, path: &Path) -> Result<(), Exit> {
+    std::fs::read(path)
+        .map(drop)
+        .map_err(|error| Exit::new(Kind::Config, format!("{key}: cannot read {}: {error}", path.display())))
 }
 
 /// Whether it has the form of a user's seed.
@@ -156,6 +128,8 @@ pub(super) fn is_exposed(server: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn with(url: &str) -> Options {
@@ -168,12 +142,12 @@ mod tests {
     #[test]
     fn an_address_may_hold_a_login() {
         let settings = nats(&with("nats://me:p%40ss%2@a:4222, b:4223")).unwrap();
-        assert_eq!(settings.url, "nats://a:4222,b:4223");
+        assert_eq!(settings.servers, ["nats://a:4222", "b:4223"]);
         assert_eq!(settings.user.as_deref(), Some("me"));
         assert_eq!(settings.password.as_deref(), Some("p@ss%2"));
         let settings = nats(&with("tls://secret@[::1]:4222")).unwrap();
         assert_eq!(
-            (settings.url.as_str(), settings.token.as_deref()),
+            (settings.shown().as_str(), settings.token.as_deref()),
             ("tls://[::1]:4222", Some("secret"))
         );
         let mut flags = with("nats://me:x@a");

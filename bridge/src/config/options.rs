@@ -90,13 +90,13 @@ options! {
     #[arg(long, global = true, env = "EXT_BRIDGE_LOG_LEVEL", value_name = "LEVEL")]
     log_level: String,
 
-    /// Addresses of NATS, separated by commas; also NATS_URL [default: nats://127.0.0.1:4222]
+    /// Addresses of NATS, separated by commas, with user:password@ or token@ where needed; also NATS_URL [default: nats://127.0.0.1:4222]
     #[arg(long, global = true, env = "EXT_BRIDGE_NATS_URL", value_name = "URL", help_heading = "NATS", hide_env_values = true)]
     nats_url: String,
     /// Credentials file (.creds)
     #[arg(long, global = true, env = "EXT_BRIDGE_NATS_CREDS", value_name = "FILE", help_heading = "NATS")]
     nats_creds: PathBuf,
-    /// User
+    /// User; with --nats-password
     #[arg(long, global = true, env = "EXT_BRIDGE_NATS_USER", value_name = "USER", help_heading = "NATS")]
     nats_user: String,
     /// Password (better in the environment or the file: flags can be seen by others on the machine)

@@ -414,10 +414,9 @@ impl Machine {
         self.due = due;
     }
 
-    /// When the machine wants to be looked at again.
+    /// When the next timer may be due.
     pub fn next_time(&self) -> Option<u64> {
-        let times = [self.wheel.next_us(), self.reports.leave_us];
-        times.into_iter().flatten().min()
+        self.wheel.next_us()
     }
 
     /// The connection to NATS was lost or came back.
@@ -511,9 +510,9 @@ impl Machine {
         }
     }
 
-    /// Whether it is time to report to Postgres.
-    pub fn reports_due(&self, now: u64) -> bool {
-        self.reports.leave_us.is_some_and(|at| now >= at)
+    /// When it is time to report to Postgres.
+    pub fn reports_due(&self) -> Option<u64> {
+        self.reports.leave_us
     }
 
     /// Takes outcomes to report to Postgres.

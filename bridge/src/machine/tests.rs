@@ -13,7 +13,9 @@ use super::limits::Limits;
 use super::mux::Inbox;
 use super::policies::Found;
 use super::request::Asked;
-use super::{Decision, Facts, InsideRequest, Machine, MachineSettings, Question, Report, Undecided};
+use super::{
+    COMPANY, COMPANY_US, Decision, Facts, InsideRequest, Machine, MachineSettings, Question, Report, Undecided,
+};
 use crate::metrics::Metrics;
 use crate::transport::{Channel, Inbound, Outbound};
 
@@ -196,6 +198,37 @@ fn one_call() {
     assert_eq!(world.reports(), [(1, Outcome::Success, 0)]);
     assert_eq!(world.reports[0].latency_us, 7 * MS);
     world.idle();
+}
+
+#[test]
+fn a_success_waits_for_company_and_what_may_open_a_breaker_does_not() {
+    let mut world = World::new();
+    let end = |world: &mut World, reply: &str| {
+        world.invoke(&json!({"payload": {}}));
+        world.decide(&pre(100, 0));
+        let attempt = world.attempt();
+        world.reply_to(&attempt, reply);
+        world.attempt();
+        world.machine.reports_due()
+    };
+    let first = world.now;
+    assert_eq!(end(&mut world, "{}"), Some(first + COMPANY_US));
+    world.now += COMPANY_US / 2;
+    assert_eq!(
+        end(&mut world, "{}"),
+        Some(first + COMPANY_US),
+        "the first one waits no longer"
+    );
+    let now = world.now;
+    assert_eq!(end(&mut world, r#"{"error": "no"}"#), Some(now));
+    assert_eq!(world.reports().len(), 3);
+    assert_eq!(world.machine.reports_due(), None);
+    for count in 1..=COMPANY {
+        assert_eq!(end(&mut world, "{}"), Some(now + COMPANY_US), "{count}");
+    }
+    assert_eq!(end(&mut world, "{}"), Some(now), "that is company enough");
+    assert_eq!(world.machine.take_reports(COMPANY).len(), COMPANY);
+    assert_eq!(world.machine.reports_due(), Some(now), "the rest follows at once");
 }
 
 #[test]

@@ -96,7 +96,7 @@ pub async fn options(settings: &NatsSettings) -> Result<ConnectOptions, Transpor
 pub async fn client(settings: &NatsSettings) -> Result<Client, TransportError> {
     let options = options(settings).await?;
     options
-        .connect(settings.servers())
+        .connect(settings.servers.as_slice())
         .await
         .map_err(|e| TransportError::Connect(settings.shown(), e.to_string()))
 }
@@ -127,7 +127,7 @@ impl Transport {
             }
         });
         let client = options
-            .connect(settings.servers())
+            .connect(settings.servers.as_slice())
             .await
             .map_err(|e| TransportError::Connect(settings.shown(), e.to_string()))?;
         Ok(Self {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 /// How to reach NATS.
 #[derive(Debug, Clone)]
 pub struct NatsSettings {
-    /// Addresses, separated by commas.
-    pub url: String,
+    /// Addresses, without a login.
+    pub servers: Vec<String>,
     /// A `.creds` file.
     pub creds: Option<PathBuf>,
     /// A user.
@@ -26,23 +26,8 @@ pub struct NatsSettings {
 }
 
 impl NatsSettings {
-    /// The addresses one by one.
-    pub fn servers(&self) -> Vec<String> {
-        self.url
-            .split(',')
-            .map(str::trim)
-            .filter(|s| !s.is_empty())
-            .map(str::to_owned)
-            .collect()
-    }
-
-    /// The addresses without user and password.
+    /// The addresses, for people.
     pub fn shown(&self) -> String {
-        let hide = |server: &String| match (server.split_once("://"), server.rsplit_once('@')) {
-            (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
-            (None, Some((_, host))) => host.to_owned(),
-            _ => server.clone(),
-        };
-        self.servers().iter().map(hide).collect::<Vec<_>>().join(",")
+        self.servers.join(",")
     }
 }

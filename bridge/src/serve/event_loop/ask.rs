@@ -119,7 +119,7 @@ impl EventLoop {
                 self.gatherer.add(&report, minute);
             }
         }
-        if self.machine.reports_due(now) && self.reporter.has_room() {
+        if self.machine.reports_due().is_some_and(|at| now >= at) && self.reporter.has_room() {
             self.reporter.add(self.machine.take_reports(REPORTS), minute);
         }
         for outcomes in self.reporter.take_forgotten() {

@@ -313,6 +313,10 @@ impl EventLoop {
         if let Some(due) = self.machine.next_time() {
             next = next.min(due.max(now + 500));
         }
+        // Without room for them an answer of Postgres is what is waited for.
+        if let Some(due) = self.machine.reports_due().filter(|_| self.reporter.has_room()) {
+            next = next.min(due.max(now + 500));
+        }
         if self.transport.send_waiting(now) > 0 {
             next = next.min(now + 1_000);
         }
