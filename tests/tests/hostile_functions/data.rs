@@ -53,7 +53,7 @@ fn context(random: &mut Random, scalars: &[Value], keys: &[&str], depth: usize) 
 
 #[tokio::test]
 async fn contexts_are_read_as_postgres_reads_them() {
-    const CONTEXTS: usize = 1000;
+    const CONTEXTS: usize = 3000;
     let database = Postgres::shared().database();
     let session = prepared(&database).await;
     let mut random = Random::new();
