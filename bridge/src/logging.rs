@@ -111,12 +111,22 @@ mod tests {
 
     #[test]
     fn levels_and_filters() {
-        for good in ["info", "WARN", "off", "info,async_nats=error", "ext_bridge::serve=trace, warn", "[span]=debug"] {
+        for good in [
+            "info",
+            "WARN",
+            "off",
+            "info,async_nats=error",
+            "ext_bridge::serve=trace, warn",
+            "[span]=debug",
+        ] {
             assert!(filter(good).is_ok(), "{good}");
         }
         for bad in ["", "verbose", "info,loud", "ext_bridge=loud", "info,"] {
             let error = filter(bad).expect_err(bad);
-            assert!(error.message.starts_with("log-level: \"") && error.kind == Kind::Config, "{error}");
+            assert!(
+                error.message.starts_with("log-level: \"") && error.kind == Kind::Config,
+                "{error}"
+            );
         }
         assert!(Logging::from(None, Some("xml")).is_err());
     }

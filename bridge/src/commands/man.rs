@@ -23,7 +23,12 @@ pub fn page(mut command: Command) -> io::Result<Vec<u8>> {
     let mut roff = Roff::new();
     roff.control("SH", ["NOTES"]);
     roff.control("nf", []);
-    for line in command.get_after_help().map(ToString::to_string).unwrap_or_default().lines() {
+    for line in command
+        .get_after_help()
+        .map(ToString::to_string)
+        .unwrap_or_default()
+        .lines()
+    {
         roff.text([roman(line)]);
     }
     roff.control("fi", []);
@@ -34,13 +39,20 @@ pub fn page(mut command: Command) -> io::Result<Vec<u8>> {
 
 /// Each command with its own arguments; those of all commands have a section of their own.
 fn commands(roff: &mut Roff, before: &str, parent: &Command) {
-    for command in parent.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
+    for command in parent
+        .get_subcommands()
+        .filter(|c| !c.is_hide_set() && c.get_name() != "help")
+    {
         let name = format!("{before}{}", command.get_name());
         if command.has_subcommands() {
             commands(roff, &format!("{name} "), command);
             continue;
         }
-        let own = || command.get_arguments().filter(|a| !a.is_global_set() && !a.is_hide_set() && a.get_id() != "help");
+        let own = || {
+            command
+                .get_arguments()
+                .filter(|a| !a.is_global_set() && !a.is_hide_set() && a.get_id() != "help")
+        };
         let mut header = vec![bold(&*name)];
         for argument in own().filter(|argument| argument.is_positional()) {
             header.push(roman(" "));
@@ -54,7 +66,9 @@ fn commands(roff: &mut Roff, before: &str, parent: &Command) {
                 Some(long) => vec![bold(format!("--{long}"))],
                 None => vec![italic(argument.get_id().as_str().to_uppercase())],
             };
-            if let (Some(_), Some([value, ..])) = (argument.get_long(), argument.get_value_names()) {
+            if let (Some(_), Some([value, ..])) = (argument.get_long(), argument.get_value_names())
+                && argument.get_action().takes_values()
+            {
                 header.extend([roman(" "), italic(value.as_str())]);
             }
             roff.control("RS", []);

@@ -18,7 +18,13 @@ pub fn read(path: &Path) -> Result<Options, Exit> {
 type Wrong = (Option<usize>, String);
 
 fn parse(text: &str) -> Result<Options, Wrong> {
-    let line = |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1;
+    let line = |at: usize| {
+        text.as_bytes()[..at.min(text.len())]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count()
+            + 1
+    };
     let syntax = |e: &toml::de::Error| (e.span().map(|span| line(span.start)), one_line(e.message()));
     let table = DeTable::parse(text).map_err(|e| syntax(&e))?;
     let mut found: Vec<(usize, String)> = Vec::new();
@@ -64,8 +70,14 @@ mod tests {
     #[test]
     fn keys_as_flags_or_as_words() {
         let options = parse("prefix = \"a.b\"\nnats-url = \"x\"\nmax_batch = 5\ndrain-timeout = \"5s\"\n").unwrap();
-        assert_eq!((options.prefix.as_deref(), options.nats_url.as_deref()), (Some("a.b"), Some("x")));
-        assert_eq!((options.max_batch, options.drain_timeout.map(|s| s.0.as_secs())), (Some(5), Some(5)));
+        assert_eq!(
+            (options.prefix.as_deref(), options.nats_url.as_deref()),
+            (Some("a.b"), Some("x"))
+        );
+        assert_eq!(
+            (options.max_batch, options.drain_timeout.map(|s| s.0.as_secs())),
+            (Some(5), Some(5))
+        );
         assert!(parse("").unwrap().prefix.is_none());
     }
 

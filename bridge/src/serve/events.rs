@@ -86,11 +86,7 @@ enum End {
 }
 
 /// On one connection, until an error.
-async fn follow_and_lead(
-    settings: &Settings,
-    databases: &Databases,
-    failures: &mut u32,
-) -> Result<End, EventsError> {
+async fn follow_and_lead(settings: &Settings, databases: &Databases, failures: &mut u32) -> Result<End, EventsError> {
     let direct = Direct::open(databases).await?;
     let standby = direct
         .client

@@ -226,8 +226,14 @@ pub async fn run(settings: Settings, flags: Options, levels: Levels) -> Result<(
         threads.push(thread);
         handles.push(handle);
     }
-    let reloader = reload::Reloader::new(flags, levels, senders, handles.clone());
-    let registry = registry::Registry::new(&settings, databases.clone(), sources, handles.clone(), Arc::clone(&metrics))?;
+    let reloader = Arc::new(reload::Reloader::new(flags, levels, senders, handles.clone()));
+    let registry = registry::Registry::new(
+        &settings,
+        databases.clone(),
+        sources,
+        handles.clone(),
+        Arc::clone(&metrics),
+    )?;
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(Arc::clone(&registry).tend());
     if let Some(keeper) = keeper {

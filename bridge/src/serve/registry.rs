@@ -96,7 +96,11 @@ impl Registry {
                     failures = 0;
                     self.metrics.syncs.with_label_values(&["success"]).inc();
                     tracing::info!(source = "database", extensions = count, "Extension Registry synced");
-                    tokio::time::sleep(SYNC).await;
+                    let mut databases = self.databases.clone();
+                    tokio::select! {
+                        () = tokio::time::sleep(SYNC) => {}
+                        Ok(()) = databases.changed() => {}
+                    }
                 }
                 Err(error) => {
                     self.metrics.syncs.with_label_values(&["error"]).inc();

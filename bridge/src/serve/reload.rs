@@ -158,9 +158,16 @@ fn read(flags: Options, old: &Settings) -> Result<Read, Exit> {
         ("http-addr", asked.http != old.http),
         ("grpc-addr", asked.grpc != old.grpc),
         ("loops", asked.loops != old.loops),
-        ("metrics-tenant-label", asked.metrics_tenant_label != old.metrics_tenant_label),
+        (
+            "metrics-tenant-label",
+            asked.metrics_tenant_label != old.metrics_tenant_label,
+        ),
     ];
-    let needs_restart = differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect();
+    let needs_restart = differs
+        .into_iter()
+        .filter(|(_, differs)| *differs)
+        .map(|(key, _)| key)
+        .collect();
     // Caps and budgets are shares: of the loops that there are.
     let mut settings = Settings::resolve(Options {
         loops: Some(old.loops),
