@@ -99,7 +99,9 @@ fn filter(text: &str) -> Result<EnvFilter, Exit> {
         Exit::new(Kind::Config, format!("log-level: \"{part}\" is not {wanted}"))
     };
     let parts = || text.split(',').map(str::trim);
-    if let Some(part) = parts().find(|part| !part.contains(['=', '[', ']']) && part.parse::<LevelFilter>().is_err()) {
+    if let Some(part) = parts()
+        .find(|part| part.is_empty() || (!part.contains(['=', '[', ']']) && part.parse::<LevelFilter>().is_err()))
+    {
         return Err(wrong(part));
     }
     EnvFilter::try_new(text).map_err(|_| wrong(text))

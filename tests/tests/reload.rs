@@ -44,7 +44,7 @@ fn read_again(bridge: &Bridge) -> String {
     bridge.hang_up();
     let mut log = String::new();
     wait_until("the settings are read again", SOON, || {
-        log = bridge.log()[before..].to_owned();
+        bridge.log()[before..].clone_into(&mut log);
         log.contains("the settings were read again") || log.contains("stay as they were")
     });
     log
@@ -264,7 +264,8 @@ async fn postgres_gets_a_new_login_while_calls_go_on() {
         }
     })
     .await;
-    assert_eq!(bridge.metric("ext_bridge_reports_lost_total").unwrap_or(0.0), 0.0);
+    let lost = bridge.metric("ext_bridge_reports_lost_total");
+    assert!(lost.is_some_and(|lost| lost < 0.5), "{lost:?}");
     drop(services);
 }
 

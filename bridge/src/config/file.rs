@@ -18,13 +18,7 @@ pub fn read(path: &Path) -> Result<Options, Exit> {
 type Wrong = (Option<usize>, String);
 
 fn parse(text: &str) -> Result<Options, Wrong> {
-    let line = |at: usize| {
-        text.as_bytes()[..at.min(text.len())]
-            .iter()
-            .filter(|b| **b == b'\n')
-            .count()
-            + 1
-    };
+    let line = |at: usize| text.as_bytes()[..at.min(text.len())].split(|b| *b == b'\n').count();
     let syntax = |e: &toml::de::Error| (e.span().map(|span| line(span.start)), one_line(e.message()));
     let table = DeTable::parse(text).map_err(|e| syntax(&e))?;
     let mut found: Vec<(usize, String)> = Vec::new();

@@ -18,8 +18,6 @@ use std::time::Duration;
 use database::{database, default_image};
 
 pub use database::registry_name;
-#[cfg(test)]
-pub use file::read as read_file;
 pub use names::unknown_variables;
 pub use options::{Options, Span};
 
@@ -53,7 +51,7 @@ impl Source {
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// What was set, wherever it was set.
-    pub options: Options,
+    pub options: Box<Options>,
     /// Where decisions come from.
     pub source: Source,
     /// The folder with `extensions/` and `policies/`.
@@ -248,7 +246,7 @@ impl Settings {
             batch: bounded("max-batch", all.max_batch.unwrap_or(256), 1, 10_000)?,
             drain_timeout: all.drain_timeout.map_or(Duration::from_secs(30), |s| s.0),
             metrics_tenant_label: all.metrics_tenant_label.unwrap_or(false),
-            options: all,
+            options: Box::new(all),
         })
     }
 }

@@ -326,17 +326,15 @@ impl Machine {
     }
 
     /// Goes by other settings from now on. Calls under way keep the deadlines they have.
-    pub fn set(&mut self, settings: MachineSettings) {
+    pub fn set(&mut self, mut settings: MachineSettings) {
         for extension in self.extensions.values_mut() {
             if let Some(budget) = &mut extension.budget {
                 budget.set(settings.retry_share, settings.retry_per_second);
             }
         }
         self.policies.set_max_age(settings.policy_max_age_us);
-        self.settings = MachineSettings {
-            second_opinion: self.settings.second_opinion,
-            ..settings
-        };
+        settings.second_opinion = self.settings.second_opinion;
+        self.settings = settings;
     }
 
     /// A request came in.

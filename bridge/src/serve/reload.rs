@@ -179,7 +179,7 @@ fn read(flags: Options, old: &Settings) -> Result<Read, Exit> {
     (settings.http, settings.grpc) = (old.http, old.grpc);
     settings.metrics_tenant_label = old.metrics_tenant_label;
     settings.nats = old.nats.clone();
-    settings.options = asked.options.clone();
+    settings.options.clone_from(&asked.options);
     Ok(Read {
         fixtures: super::fixtures(&settings),
         files: Files::of(&asked),
