@@ -153,10 +153,7 @@ fn a_loop_that_hangs_is_not_vouched_for() {
         assert!(silence < Duration::from_secs(10), "{silence:?}");
     }
 
-    let thread = thread_of(bridge.pid(), "loop-1");
-    ptrace::seize(thread, ptrace::Options::empty()).expect("our own child");
-    ptrace::interrupt(thread).expect("it is traced");
-    waitpid(thread, Some(WaitPidFlag::__WALL)).expect("it stops");
+    let stopped = Stopped::new(thread_of(bridge.pid(), "loop-1"));
     // The other loop and the endpoints go on; what is told of them does too.
     wait_until("it is noticed", SOON, || bridge.log().contains("does not turn"));
     while manager.next().is_some() {}
@@ -167,8 +164,26 @@ fn a_loop_that_hangs_is_not_vouched_for() {
     );
     assert_eq!(bridge.readiness(), 200, "only the watchdog sees it");
 
-    ptrace::detach(thread, None).expect("it is traced");
+    drop(stopped);
     manager.until("WATCHDOG=1");
+}
+
+/// A thread that stands still; it goes on when this is dropped, also by a failing test: a process cannot end before that.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(thread: Pid) -> Self {
+        ptrace::seize(thread, ptrace::Options::empty()).expect("our own child");
+        ptrace::interrupt(thread).expect("it is traced");
+        waitpid(thread, Some(WaitPidFlag::__WALL)).expect("it stops");
+        Self(thread)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        ptrace::detach(self.0, None).expect("it is traced");
+    }
 }
 
 fn thread_of(pid: u32, name: &str) -> Pid {
