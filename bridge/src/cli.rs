@@ -1,13 +1,11 @@
 //! The command line.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
-use crate::commands::{check, fixtures, request};
-use crate::config::{Options, Settings};
+use crate::commands::{check, fixtures, man, request};
+use crate::config::{Options, Settings, unknown_variables};
 use crate::exit::{Exit, Kind};
 use crate::serve;
 
@@ -62,6 +60,8 @@ enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Print the manual page (roff), as for `ext-bridge man | man -l -`
+    Man,
 }
 
 /// Runs a command.
@@ -70,67 +70,52 @@ pub fn run(cli: Cli) -> Result<ExitCode, Exit> {
         clap_complete::generate(shell, &mut Cli::command(), "ext-bridge", &mut std::io::stdout());
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Man = cli.command {
+        let page = man::page(Cli::command()).map_err(|e| Exit::new(Kind::Internal, e.to_string()))?;
+        return print(&page);
+    }
     let serving = matches!(cli.command, Command::Serve);
-    let logging = logging_options(&cli.options)?;
+    let flags = cli.options.clone();
     let settings = Settings::resolve(cli.options)?;
-    start_logging(&logging, serving)?;
+    let levels = settings.logging.start(serving)?;
+    if serving {
+        warn_of_unknown_variables();
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Exit::new(Kind::Internal, format!("cannot start a runtime: {e}")))?;
     runtime.block_on(async {
         match cli.command {
-            Command::Serve => serve::run(settings).await.map(|()| ExitCode::SUCCESS),
+            Command::Serve => serve::run(settings, flags, levels).await.map(|()| ExitCode::SUCCESS),
             Command::Invoke(args) => request::invoke(settings, args).await,
             Command::Route(args) => request::route(settings, args).await,
             Command::Check => check::run(settings).await,
             Command::Fixtures(command) => fixtures::run(settings, command).await,
-            Command::Completions { .. } => Ok(ExitCode::SUCCESS),
+            Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),
         }
     })
 }
 
-struct Logging {
-    level: Option<String>,
-    json: bool,
-}
-
-fn logging_options(options: &Options) -> Result<Logging, Exit> {
-    let file = options
-        .config
-        .as_deref()
-        .map(Options::read)
-        .transpose()?
-        .unwrap_or_default();
-    let level = options.log_level.clone().or(file.log_level);
-    let json = match options.log_format.clone().or(file.log_format).as_deref() {
-        None | Some("text") => false,
-        Some("json") => true,
-        Some(other) => {
-            return Err(Exit::new(
-                Kind::Config,
-                format!("log-format: \"{other}\" is not text or json"),
-            ));
+/// Writes to stdout; a reader that has gone is no error.
+fn print(bytes: &[u8]) -> Result<ExitCode, Exit> {
+    use std::io::Write;
+    match std::io::stdout().write_all(bytes) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Exit::new(Kind::Internal, format!("cannot write: {error}")))
         }
-    };
-    Ok(Logging { level, json })
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
-fn start_logging(logging: &Logging, serving: bool) -> Result<(), Exit> {
-    let default = if serving { "info,async_nats=error" } else { "error" };
-    let level = logging.level.as_deref().unwrap_or(default);
-    let filter =
-        EnvFilter::try_new(level).map_err(|e| Exit::new(Kind::Config, format!("log-level: \"{level}\": {e}")))?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    if logging.json {
-        log.json().init();
-    } else {
-        log.init();
+fn warn_of_unknown_variables() {
+    for (variable, near) in unknown_variables(&Cli::command()) {
+        let advice = near.map_or_else(
+            || "no flag has this name".to_owned(),
+            |near| format!("did you mean {near}?"),
+        );
+        tracing::warn!("the variable {variable} is not known and has no effect; {advice}");
     }
-    Ok(())
 }
 
 #[cfg(test)]

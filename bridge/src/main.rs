@@ -12,6 +12,7 @@ mod config;
 mod exit;
 mod fixtures;
 mod image;
+mod logging;
 mod machine;
 mod metrics;
 mod pg;

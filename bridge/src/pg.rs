@@ -14,17 +14,23 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, Socket, Statement};
 
-use crate::metrics::Metrics;
 use crate::tls::{self, BadFile, HandshakeError, Mode, Tls};
 
+mod link;
+
+pub use link::link;
+
 /// How to reach a database.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Database {
     /// Where it is, and who asks.
     pub config: Config,
     /// How the way there is protected.
     pub tls: Tls,
 }
+
+/// How to reach it now: the settings may change while the process runs.
+pub type Databases = watch::Receiver<Arc<Database>>;
 
 /// What a connection is for. Reports have their own, so that a stuck one stops no decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +96,9 @@ pub enum PgError {
     /// It takes too long.
     #[error("Postgres does not answer in time")]
     TimedOut,
+    /// The connection is not the one that the settings name by now.
+    #[error("the settings of Postgres have changed")]
+    Outdated,
 }
 
 /// What went wrong, with SQLSTATE and message where there are.
@@ -194,14 +203,16 @@ pub struct Direct {
     pub schema: String,
     /// Told of every notification.
     pub notified: Arc<Notify>,
+    database: Arc<Database>,
     driver: tokio::task::JoinHandle<()>,
 }
 
 impl Direct {
     /// Connects and finds the extension. Statements may take 5 s, waits for a lock 1 s.
-    pub async fn open(database: &Database) -> Result<Self, PgError> {
+    pub async fn open(databases: &Databases) -> Result<Self, PgError> {
         let notified = Arc::new(Notify::new());
-        let (client, driver, schema, _) = connect_with(database, Arc::clone(&notified)).await?;
+        let database = Arc::clone(&databases.borrow());
+        let (client, driver, schema, _) = connect_with(&database, Arc::clone(&notified)).await?;
         client
             .batch_execute("set statement_timeout = '5s'; set lock_timeout = '1s'")
             .await?;
@@ -209,8 +220,14 @@ impl Direct {
             client,
             schema,
             notified,
+            database,
             driver,
         })
+    }
+
+    /// Whether the settings say something else by now.
+    pub fn is_outdated(&self, databases: &Databases) -> bool {
+        !Arc::ptr_eq(&self.database, &databases.borrow())
     }
 
     /// A statement with the extension's schema put in.
@@ -275,53 +292,6 @@ async fn open(database: &Database, role: Role) -> Result<(Conn, tokio::task::Joi
         },
         driver,
     ))
-}
-
-/// Keeps a connection up. `changed` is called when it comes and when it goes.
-pub fn link(database: Database, role: Role, metrics: Arc<Metrics>, changed: impl Fn() + Send + 'static) -> Link {
-    let (sender, receiver) = watch::channel(None);
-    tokio::spawn(async move {
-        let mut failures = 0_u32;
-        loop {
-            match open(&database, role).await {
-                Ok((conn, mut driver)) => {
-                    if failures > 0 {
-                        tracing::info!(role = role.as_str(), "Postgres connected");
-                    }
-                    failures = 0;
-                    metrics.postgres_connected.inc();
-                    let conn = Arc::new(conn);
-                    if sender.send(Some(Arc::clone(&conn))).is_err() {
-                        return;
-                    }
-                    changed();
-                    tokio::select! {
-                        _ = &mut driver => {}
-                        () = conn.broken.notified() => driver.abort(),
-                    }
-                    metrics.postgres_connected.dec();
-                    metrics.reconnects.with_label_values(&["postgres"]).inc();
-                    tracing::warn!(role = role.as_str(), "the connection to Postgres ended");
-                    if sender.send(None).is_err() {
-                        return;
-                    }
-                    changed();
-                }
-                Err(error) => {
-                    if failures.is_power_of_two() || failures == 0 {
-                        tracing::warn!(role = role.as_str(), %error, "no connection to Postgres");
-                    }
-                    failures += 1;
-                }
-            }
-            if sender.is_closed() {
-                return;
-            }
-            let full = 20_u64 << failures.min(7);
-            tokio::time::sleep(Duration::from_millis(full / 2 + fastrand::u64(0..=full / 2))).await;
-        }
-    });
-    receiver
 }
 
 /// JSON text as a `jsonb` parameter or result, unparsed.

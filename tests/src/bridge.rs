@@ -1,5 +1,6 @@
 //! The `ext-bridge` binary as a running process, and as a command.
 
+use std::ffi::OsStr;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -62,10 +63,42 @@ impl Bridge {
         let mut command = bare_command(nats);
         command.env("EXTENSION_REGISTRY_SOURCE", "fixtures");
         command.current_dir(places::root());
-        let mut bridge = Self::launch(command, flags);
-        wait_until("the bridge ends", DEADLINE, || bridge.server.ended().is_some());
-        let status = bridge.server.ended().expect("it has ended");
-        (status.code(), bridge.log())
+        Self::launch(command, flags).ends()
+    }
+
+    /// `ext-bridge serve` with a database by name and more variables; returns at once.
+    pub fn launch_with(
+        nats: &Nats,
+        cluster: &Postgres,
+        database: &str,
+        flags: &[&str],
+        variables: &[(&str, &OsStr)],
+    ) -> Self {
+        let mut command = command_on(nats, cluster, database);
+        command.envs(variables.iter().copied());
+        Self::launch(command, flags)
+    }
+
+    /// `ext-bridge serve` on the repository's fixtures, with more variables; returns at once.
+    pub fn launch_on_fixtures(nats: &Nats, flags: &[&str], variables: &[(&str, &OsStr)]) -> Self {
+        let mut command = bare_command(nats);
+        command.env("EXTENSION_REGISTRY_SOURCE", "fixtures");
+        command.envs(variables.iter().copied());
+        command.current_dir(places::root());
+        Self::launch(command, flags)
+    }
+
+    /// Returns when it is ready.
+    #[must_use]
+    pub fn ready(self) -> Self {
+        self.await_ready()
+    }
+
+    /// Waits until it has ended; its exit code, and what it said.
+    pub fn ends(&mut self) -> (Option<i32>, String) {
+        wait_until("the bridge ends", DEADLINE, || self.server.ended().is_some());
+        let status = self.server.ended().expect("it has ended");
+        (status.code(), self.log())
     }
 
     fn serve(command: Command, flags: &[&str]) -> Self {
@@ -149,6 +182,11 @@ impl Bridge {
         self.server.pid()
     }
 
+    /// SIGHUP; returns at once.
+    pub fn hang_up(&self) {
+        self.server.signal(Signal::SIGHUP);
+    }
+
     /// SIGTERM; returns when it has drained and ended.
     pub fn terminate(&mut self) -> ExitStatus {
         self.server.stop(Signal::SIGTERM, DEADLINE)
@@ -179,6 +217,15 @@ pub fn run_on(nats: &Nats, cluster: &Postgres, database: &str, arguments: &[&str
     // A command that does not read its input closes it; that is its right.
     let _: std::io::Result<()> = child.stdin.take().expect("a pipe").write_all(stdin.as_bytes());
     child.wait_with_output().expect("our own child")
+}
+
+/// Runs `ext-bridge` with `arguments` and nothing else, to its end.
+pub fn run_alone(arguments: &[&str]) -> Output {
+    Command::new(places::built("ext-bridge", "bridge"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .expect("ext-bridge can be started")
 }
 
 fn command_on(nats: &Nats, cluster: &Postgres, database: &str) -> Command {

@@ -2,4 +2,5 @@
 
 pub mod check;
 pub mod fixtures;
+pub mod man;
 pub mod request;

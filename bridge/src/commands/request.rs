@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_nats::{Client, HeaderMap, RequestErrorKind};
 use clap::Args;
 use serde_json::{Map, Value as Json};
+use tokio::sync::watch;
 
 use crate::config::{Settings, Source};
 use crate::exit::{Exit, Kind};
@@ -202,7 +203,7 @@ async fn here(
                 postgres: false,
                 expected: false,
                 kept: Some(kept),
-                fixtures: if image { None } else { Some(fixtures?) },
+                fixtures: watch::channel(if image { None } else { Some(fixtures?) }).1,
             }
         }
     };
@@ -210,6 +211,7 @@ async fn here(
     let (event_loop, handle) = EventLoop::start(
         &settings,
         0,
+        watch::channel(Arc::new(settings.database.clone())).1,
         sources,
         Metrics::new(false),
         Arc::new(LoopState::default()),

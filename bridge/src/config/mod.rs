@@ -5,6 +5,8 @@
 
 mod conninfo;
 mod database;
+mod file;
+mod names;
 mod nats;
 mod options;
 mod pgpass;
@@ -16,9 +18,11 @@ use std::time::Duration;
 use database::{database, default_image};
 
 pub use database::registry_name;
+pub use names::unknown_variables;
 pub use options::{Options, Span};
 
 use crate::exit::{Exit, Kind};
+use crate::logging::Logging;
 use crate::machine::MachineSettings;
 use crate::machine::limits::{Limits, MAX_DEPTH};
 use crate::pg::Database;
@@ -46,6 +50,8 @@ impl Source {
 /// All settings, resolved.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// What was set, wherever it was set.
+    pub options: Box<Options>,
     /// Where decisions come from.
     pub source: Source,
     /// The folder with `extensions/` and `policies/`.
@@ -54,6 +60,8 @@ pub struct Settings {
     pub image: Option<PathBuf>,
     /// The age from which it no longer decides.
     pub image_max_age: Duration,
+    /// The log.
+    pub logging: Logging,
     /// The first part of every subject.
     pub prefix: String,
     /// NATS.
@@ -113,7 +121,7 @@ impl Settings {
     /// Resolves the settings from the flags and `EXT_BRIDGE_*` (which clap has merged), the rest of the environment, the file.
     pub fn resolve(flags: Options) -> Result<Self, Exit> {
         let file = match &flags.config {
-            Some(path) => Options::read(path)?,
+            Some(path) => file::read(path)?,
             None => Options::default(),
         };
         let env = Options {
@@ -213,6 +221,11 @@ impl Settings {
             second_opinion: false,
         };
         let database = database(&all)?;
+        let http = address("http-addr", &all.http_addr, "127.0.0.1:9464")?;
+        let grpc = address("grpc-addr", &all.grpc_addr, "127.0.0.1:9000")?;
+        if http == grpc && http.port() != 0 {
+            return Err(wrong("grpc-addr", grpc, "another address than that of http-addr"));
+        }
         Ok(Self {
             source,
             fixtures: all.fixtures.clone().unwrap_or_else(|| PathBuf::from("fixtures")),
@@ -221,17 +234,19 @@ impl Settings {
                 .clone()
                 .or_else(|| default_image(&registry_name(&database.config))),
             image_max_age: all.image_max_age.map_or(Duration::from_hours(24), |age| age.0),
+            logging: Logging::from(all.log_level.as_deref(), all.log_format.as_deref())?,
             prefix,
             nats: nats::nats(&all)?,
             database,
-            http: address("http-addr", &all.http_addr, "127.0.0.1:9464")?,
-            grpc: address("grpc-addr", &all.grpc_addr, "127.0.0.1:9000")?,
+            http,
+            grpc,
             api_key: all.api_key.clone().filter(|key| !key.is_empty()),
             loops,
             machine,
             batch: bounded("max-batch", all.max_batch.unwrap_or(256), 1, 10_000)?,
             drain_timeout: all.drain_timeout.map_or(Duration::from_secs(30), |s| s.0),
             metrics_tenant_label: all.metrics_tenant_label.unwrap_or(false),
+            options: Box::new(all),
         })
     }
 }

@@ -1,13 +1,11 @@
 //! The flags, which are also the keys of the file.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Deserializer};
-
-use crate::exit::{Exit, Kind};
 
 /// A length of time such as `250ms`, `30s`, `5m`, `24h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +56,15 @@ macro_rules! options {
         }
 
         impl Options {
+            /// The names of the keys, as fields.
+            pub const KEYS: &'static [&'static str] = &[$(stringify!($name)),*];
+
+            /// The keys that are not set alike.
+            pub fn differing(&self, other: &Self) -> Vec<&'static str> {
+                let all = [$((stringify!($name), self.$name != other.$name)),*];
+                all.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+            }
+
             /// Fills what is not set from `other`.
             #[must_use]
             pub fn or(self, other: Self) -> Self {
@@ -214,26 +221,6 @@ options! {
     /// Properties of an object in a request [default: 50]
     #[arg(long, global = true, env = "EXT_BRIDGE_MAX_OBJECT_PROPERTIES", value_name = "N", help_heading = "Limits")]
     max_object_properties: u32,
-}
-
-impl Options {
-    /// Reads a settings file. Hyphens and underscores in keys are the same.
-    pub fn read(path: &Path) -> Result<Self, Exit> {
-        let bad = |why: String| Exit::new(Kind::Config, format!("settings file {}: {why}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| bad(one_line(e.message())))?;
-        let table: toml::Table = table
-            .into_iter()
-            .map(|(key, value)| (key.replace('-', "_"), value))
-            .collect();
-        table
-            .try_into()
-            .map_err(|e: toml::de::Error| bad(one_line(e.message())))
-    }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -38,6 +38,12 @@ impl Budget {
         }
     }
 
+    /// Earns by other rates from now on; what was earned stays.
+    pub fn set(&mut self, share: f64, per_second: f64) {
+        (self.share, self.per_second) = (share, per_second);
+        self.floor = self.floor.min(per_second.max(1.0));
+    }
+
     fn pass(&mut self, now_us: u64) {
         let dt = now_us.saturating_sub(self.at_us) as f64;
         self.at_us = self.at_us.max(now_us);

@@ -325,6 +325,18 @@ impl Machine {
         self.max_payload = bytes;
     }
 
+    /// Goes by other settings from now on. Calls under way keep the deadlines they have.
+    pub fn set(&mut self, mut settings: MachineSettings) {
+        for extension in self.extensions.values_mut() {
+            if let Some(budget) = &mut extension.budget {
+                budget.set(settings.retry_share, settings.retry_per_second);
+            }
+        }
+        self.policies.set_max_age(settings.policy_max_age_us);
+        settings.second_opinion = self.settings.second_opinion;
+        self.settings = settings;
+    }
+
     /// A request came in.
     pub fn on_request(&mut self, asked: Asked, message: &Inbound, now: u64) {
         let id = message.subject.rsplit('.').next().unwrap_or_default();

@@ -61,6 +61,11 @@ impl Policies {
         }
     }
 
+    /// Another age from which policies are read again.
+    pub fn set_max_age(&mut self, max_age_us: u64) {
+        self.max_age_us = max_age_us;
+    }
+
     /// The policy, if it is known and young enough; else `waiter` will be told. Past half its age it is read ahead.
     pub fn get(&mut self, key: &PolicyKey, waiter: Token, now: u64) -> Option<Rc<PolicyDocument>> {
         if self.entries.len() >= MOST && !self.entries.contains_key(key) {

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::event_loop::{AdminRequest, Control};
 use super::registry::Registry;
+use super::reload::Live;
 use super::views::View;
 use crate::config::{Settings, Source};
 use crate::machine::InsideRequest;
@@ -27,10 +28,9 @@ pub fn key_fits(configured: Option<&str>, brought: Option<&str>) -> bool {
 }
 
 /// Answers requests until the loops are gone.
-pub async fn serve(settings: Settings, registry: Arc<Registry>, mut requests: mpsc::UnboundedReceiver<AdminRequest>) {
-    let settings = Arc::new(settings);
+pub async fn serve(live: Live, registry: Arc<Registry>, mut requests: mpsc::UnboundedReceiver<AdminRequest>) {
     while let Some(request) = requests.recv().await {
-        let (settings, registry) = (Arc::clone(&settings), Arc::clone(&registry));
+        let (settings, registry) = (Arc::clone(&live.borrow()), Arc::clone(&registry));
         tokio::spawn(async move {
             let answer = answer(&settings, &registry, &request).await;
             let Some(reply) = request.reply else { return };

@@ -14,14 +14,16 @@
 //! come as they are committed, also those of transactions that began long before.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use tokio_postgres::types::ToSql;
 
 use super::leader::{Lead, key_of};
+use super::reload::Live;
 use crate::config::{Settings, Source};
-use crate::pg::{Direct, PgError, RawJsonb};
+use crate::pg::{Databases, Direct, PgError, RawJsonb};
 use crate::transport::{self, TransportError};
 
 /// How often to look.
@@ -52,14 +54,16 @@ impl From<tokio_postgres::Error> for EventsError {
 }
 
 /// Publishes while this bridge leads, for as long as the process runs. Without Postgres there is nothing to publish.
-pub async fn serve(settings: Settings, source: Source) {
+pub async fn serve(live: Live, databases: Databases, source: Source) {
     if source == Source::Fixtures {
         return;
     }
     let mut failures = 0_u32;
     loop {
-        let error = match follow_and_lead(&settings, &mut failures).await {
-            Ok(()) => "the database is a standby".to_owned(),
+        let settings = Arc::clone(&live.borrow());
+        let error = match follow_and_lead(&settings, &databases, &mut failures).await {
+            Ok(End::Standby) => "the database is a standby".to_owned(),
+            Ok(End::Moved) => continue,
             Err(error) => error.to_string(),
         };
         if failures == 0 {
@@ -73,20 +77,31 @@ pub async fn serve(settings: Settings, source: Source) {
     }
 }
 
-/// On one connection, until an error. Returns where the database is a standby: its primary's bridges publish.
-async fn follow_and_lead(settings: &Settings, failures: &mut u32) -> Result<(), EventsError> {
-    let direct = Direct::open(&settings.database).await?;
+/// Why there is nothing to publish on a connection.
+enum End {
+    /// Its primary's bridges publish.
+    Standby,
+    /// The settings name another database, or another login.
+    Moved,
+}
+
+/// On one connection, until an error.
+async fn follow_and_lead(settings: &Settings, databases: &Databases, failures: &mut u32) -> Result<End, EventsError> {
+    let direct = Direct::open(databases).await?;
     let standby = direct
         .client
         .query_one("select pg_catalog.pg_is_in_recovery()", &[])
         .await?;
     if standby.try_get(0)? {
-        return Ok(());
+        return Ok(End::Standby);
     }
     let subject = format!("{}.events", settings.prefix);
     let mut lead = Lead::new(key_of(&subject));
     while !in_time(async { Ok(lead.try_to(&direct.client).await?) }).await? {
         *failures = 0;
+        if direct.is_outdated(databases) {
+            return Ok(End::Moved);
+        }
         tokio::time::sleep(LOOK).await;
     }
     let mut publisher = Publisher {
@@ -103,6 +118,9 @@ async fn follow_and_lead(settings: &Settings, failures: &mut u32) -> Result<(), 
     loop {
         let more = in_time(publisher.turn()).await?;
         *failures = 0;
+        if publisher.direct.is_outdated(databases) {
+            return Ok(End::Moved);
+        }
         if !more {
             tokio::time::sleep(LOOK).await;
         }

@@ -53,7 +53,7 @@ impl Decides {
 pub struct Fallback {
     kept: watch::Receiver<Option<Kept>>,
     max_age: Duration,
-    fixtures: Option<Arc<Image>>,
+    fixtures: watch::Receiver<Option<Arc<Image>>>,
     capacity: usize,
     local: Option<(Decides, Local)>,
     used_us: u64,
@@ -64,7 +64,7 @@ impl Fallback {
     pub fn new(
         kept: watch::Receiver<Option<Kept>>,
         max_age: Duration,
-        fixtures: Option<Arc<Image>>,
+        fixtures: watch::Receiver<Option<Arc<Image>>>,
         capacity: usize,
     ) -> Self {
         Self {
@@ -77,9 +77,14 @@ impl Fallback {
         }
     }
 
+    /// Another age from which the image no longer decides.
+    pub fn set_max_age(&mut self, max_age: Duration) {
+        self.max_age = max_age;
+    }
+
     /// Who would decide now.
     pub fn decides(&self) -> Decides {
-        match (&*self.kept.borrow(), &self.fixtures) {
+        match (&*self.kept.borrow(), &*self.fixtures.borrow()) {
             (Some(kept), _) if u128::from(kept.age_ms(now_ms())) <= self.max_age.as_millis() => Decides::Image,
             (None, Some(_)) => Decides::Fixtures,
             _ => Decides::Nobody,
@@ -94,7 +99,7 @@ impl Fallback {
                 let kept = self.kept.borrow().clone()?;
                 (kept.image, kept.open)
             }
-            Decides::Fixtures => (self.fixtures.clone()?, Arc::default()),
+            Decides::Fixtures => (self.fixtures.borrow().clone()?, Arc::default()),
             Decides::Nobody | Decides::Database => return None,
         };
         let is_fixtures = decides == Decides::Fixtures;
@@ -136,6 +141,10 @@ mod tests {
         }
     }
 
+    fn none() -> watch::Receiver<Option<Arc<Image>>> {
+        watch::channel(None).1
+    }
+
     fn ask(fallback: &mut Fallback, now: u64) -> Option<crate::machine::Decision> {
         let question = Question {
             token: AttemptToken {
@@ -156,12 +165,15 @@ mod tests {
     fn the_image_then_the_fixtures() {
         let hour = Duration::from_hours(1);
         let (sender, receiver) = watch::channel(None);
-        let mut fallback = Fallback::new(receiver.clone(), hour, None, 16);
+        let mut fallback = Fallback::new(receiver.clone(), hour, none(), 16);
         assert_eq!(fallback.decides(), Decides::Nobody);
         assert!(ask(&mut fallback, 0).is_none());
-        fallback = Fallback::new(receiver, hour, Some(image("fixture")), 16);
+        let (folder, fixtures) = watch::channel(Some(image("fixture")));
+        fallback = Fallback::new(receiver, hour, fixtures, 16);
         assert_eq!(fallback.decides(), Decides::Fixtures);
         assert_eq!(ask(&mut fallback, 0).unwrap().subject.as_deref(), Some("fixture"));
+        folder.send_replace(Some(image("changed")));
+        assert_eq!(ask(&mut fallback, 0).unwrap().subject.as_deref(), Some("changed"));
         sender.send_replace(Some(kept("image", 0)));
         assert_eq!(fallback.decides(), Decides::Image);
         assert_eq!(ask(&mut fallback, 1).unwrap().subject.as_deref(), Some("image"));
@@ -186,7 +198,7 @@ mod tests {
         let mut first = kept("s", 0);
         first.open = open(super::super::local::unix_us() + 60_000_000);
         let (sender, receiver) = watch::channel(Some(first.clone()));
-        let mut fallback = Fallback::new(receiver, Duration::from_hours(1), None, 16);
+        let mut fallback = Fallback::new(receiver, Duration::from_hours(1), none(), 16);
         let refused = ask(&mut fallback, 0).unwrap();
         assert_eq!(
             (refused.allowed, refused.reason.as_str()),

@@ -15,6 +15,7 @@ use super::Status;
 use super::admin::key_fits;
 use super::clock::now_ms;
 use super::registry::Registry;
+use super::reload::Live;
 use crate::config::Source;
 
 /// Generated from `proto/flow.proto`.
@@ -30,7 +31,7 @@ const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/flow_descrip
 const SERVICE: &str = "beamline.flow.v1.RouterAdmin";
 
 struct Admin {
-    key: Option<String>,
+    live: Live,
     status: Arc<Status>,
     registry: Arc<Registry>,
 }
@@ -78,7 +79,7 @@ impl RouterAdmin for Admin {
             .metadata()
             .get("x-api-key")
             .and_then(|value| value.to_str().ok());
-        if !key_fits(self.key.as_deref(), brought) {
+        if !key_fits(self.live.borrow().api_key.as_deref(), brought) {
             return Err(GrpcStatus::unauthenticated("x-api-key is missing or wrong"));
         }
         let reasons = self.status.reasons();
@@ -125,7 +126,7 @@ impl RouterAdmin for Admin {
 /// Serves until told to stop.
 pub async fn serve(
     listener: TcpListener,
-    key: Option<String>,
+    live: Live,
     status: Arc<Status>,
     registry: Arc<Registry>,
     mut stopped: watch::Receiver<bool>,
@@ -176,7 +177,7 @@ pub async fn serve(
         .add_service(health)
         .add_service(v1)
         .add_service(alpha)
-        .add_service(RouterAdminServer::new(Admin { key, status, registry }))
+        .add_service(RouterAdminServer::new(Admin { live, status, registry }))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop);
     if let Err(error) = server.await {
         tracing::error!(%error, "gRPC ended");

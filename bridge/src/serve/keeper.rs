@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::clock::now_ms;
 use super::local::unix_us;
 use super::registry::Registry;
+use super::reload::Live;
 use crate::config::{Settings, registry_name};
 use crate::image::{self, Image, Kept, OpenBreaker};
 use crate::pg::{PgError, RawJsonb};
@@ -67,8 +68,9 @@ impl Keeper {
     }
 
     /// Keeps it for as long as the process lives.
-    pub async fn run(mut self, registry: Arc<Registry>) {
+    pub async fn run(mut self, registry: Arc<Registry>, live: Live) {
         loop {
+            self.follow(&live.borrow());
             let began = Instant::now();
             let wait = match self.look(&registry).await {
                 Ok(()) => EVERY.max(began.elapsed() * 20),
@@ -79,6 +81,17 @@ impl Keeper {
             };
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// Takes over settings that have changed. The image of another registry decides until that one has been read.
+    fn follow(&mut self, settings: &Settings) {
+        let registry = registry_name(&settings.database.config);
+        if registry != self.registry || settings.image != self.path {
+            (self.registry, self.path) = (registry, settings.image.clone());
+            (self.document, self.written) = (None, None);
+            self.complained = false;
+        }
+        self.rewrite = REWRITE.min(settings.image_max_age / 4);
     }
 
     async fn look(&mut self, registry: &Registry) -> Result<(), PgError> {

@@ -14,6 +14,8 @@ pub mod local;
 pub mod micro;
 pub mod queue;
 pub mod registry;
+pub mod reload;
+pub mod systemd;
 pub mod views;
 
 use std::sync::Arc;
@@ -21,12 +23,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::{Settings, Source};
+use crate::config::{Options, Settings, Source};
 use crate::exit::{Exit, Kind};
-use crate::image::Kept;
+use crate::image::{Image, Kept};
+use crate::logging::Levels;
 use crate::metrics::Metrics;
 use crate::pg;
 use event_loop::{AdminRequest, Control, EventLoop, LoopState, Sources};
@@ -92,41 +95,62 @@ pub async fn postgres_answers(settings: &Settings) -> bool {
     }
 }
 
+/// The fixtures as the settings name them, where the source has any. Those of source auto need not be there.
+pub(super) fn fixtures(settings: &Settings) -> Result<Option<Arc<Image>>, Exit> {
+    let there = match settings.source {
+        Source::Database => false,
+        Source::Fixtures => true,
+        Source::Auto => settings.fixtures.join("extensions").is_dir(),
+    };
+    there.then(|| local::fixtures(&settings.fixtures)).transpose()
+}
+
 /// Who may decide for the loops of this process, and who keeps the image.
-async fn sources(settings: &Settings) -> Result<(Sources, Option<keeper::Keeper>), Exit> {
+async fn sources(
+    settings: &Settings,
+    fixtures: &watch::Sender<Option<Arc<Image>>>,
+) -> Result<(Sources, Option<keeper::Keeper>), Exit> {
     Ok(match settings.source {
         Source::Database => (Sources::database(), None),
-        Source::Fixtures => (Sources::fixtures(local::fixtures(&settings.fixtures)?), None),
+        Source::Fixtures => {
+            fixtures.send_replace(self::fixtures(settings)?);
+            let sources = Sources {
+                postgres: false,
+                expected: false,
+                kept: None,
+                fixtures: fixtures.subscribe(),
+            };
+            (sources, None)
+        }
         Source::Auto => {
             let (keeper, kept) = keeper::Keeper::open(settings);
-            let fixtures = if settings.fixtures.join("extensions").is_dir() {
-                local::fixtures(&settings.fixtures)
-                    .inspect_err(|error| tracing::warn!(%error, "the fixtures cannot be used"))
-                    .ok()
-            } else {
-                None
-            };
+            match self::fixtures(settings) {
+                Ok(found) => drop(fixtures.send_replace(found)),
+                Err(error) => tracing::warn!(%error, "the fixtures cannot be used"),
+            }
             let sources = Sources {
                 postgres: true,
                 expected: postgres_answers(settings).await,
                 kept: Some(kept),
-                fixtures,
+                fixtures: fixtures.subscribe(),
             };
             (sources, Some(keeper))
         }
     })
 }
 
-async fn listen(what: &str, address: std::net::SocketAddr) -> Result<TcpListener, Exit> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|e| Exit::new(Kind::Listen, format!("cannot listen on {address} for {what}: {e}")))
+async fn listen(what: &str, flag: &str, address: std::net::SocketAddr) -> Result<TcpListener, Exit> {
+    TcpListener::bind(address).await.map_err(|e| {
+        let message = format!("cannot listen on {address} for {what}: {e}; name another address by {flag}");
+        Exit::new(Kind::Listen, message)
+    })
 }
 
 /// Runs one loop on its own thread and runtime.
 fn spawn_loop(
     settings: Settings,
     index: usize,
+    databases: pg::Databases,
     sources: Sources,
     metrics: Arc<Metrics>,
     state: Arc<LoopState>,
@@ -150,7 +174,7 @@ fn spawn_loop(
                 }
             };
             runtime.block_on(async move {
-                match EventLoop::start(&settings, index, sources, metrics, state, admin).await {
+                match EventLoop::start(&settings, index, databases, sources, metrics, state, admin).await {
                     Ok((event_loop, handle)) => {
                         let _ = tell.send(Ok(handle));
                         // A task of its own, so that the runtime's other tasks get their turns in order.
@@ -169,12 +193,15 @@ fn spawn_loop(
 }
 
 /// Serves until SIGTERM or SIGINT.
-pub async fn run(settings: Settings) -> Result<(), Exit> {
+pub async fn run(settings: Settings, flags: Options, levels: Levels) -> Result<(), Exit> {
+    let mut signals = Signals::new()?;
     warn_of_plain_nats(&settings);
-    let http_listener = listen("HTTP", settings.http).await?;
-    let grpc_listener = listen("gRPC", settings.grpc).await?;
+    let http_listener = listen("HTTP", "--http-addr", settings.http).await?;
+    let grpc_listener = listen("gRPC", "--grpc-addr", settings.grpc).await?;
     let metrics = Metrics::new(settings.metrics_tenant_label);
-    let (sources, keeper) = sources(&settings).await?;
+    let senders = reload::Senders::new(&settings);
+    let (live, databases) = (senders.live(), senders.databases());
+    let (sources, keeper) = sources(&settings, &senders.fixtures).await?;
     let status = Arc::new(Status {
         loops: (0..settings.loops).map(|_| Arc::new(LoopState::default())).collect(),
         draining: AtomicBool::new(false),
@@ -187,6 +214,7 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
         let (thread, started) = spawn_loop(
             settings.clone(),
             index,
+            databases.clone(),
             sources.clone(),
             Arc::clone(&metrics),
             Arc::clone(state),
@@ -198,13 +226,20 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
         threads.push(thread);
         handles.push(handle);
     }
-    let registry = registry::Registry::new(&settings, sources, handles.clone(), Arc::clone(&metrics))?;
+    let reloader = Arc::new(reload::Reloader::new(flags, levels, senders, handles.clone()));
+    let registry = registry::Registry::new(
+        &settings,
+        databases.clone(),
+        sources,
+        handles.clone(),
+        Arc::clone(&metrics),
+    )?;
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(Arc::clone(&registry).tend());
     if let Some(keeper) = keeper {
-        tokio::spawn(keeper.run(Arc::clone(&registry)));
+        tokio::spawn(keeper.run(Arc::clone(&registry), live.clone()));
     }
-    tokio::spawn(admin::serve(settings.clone(), Arc::clone(&registry), admin_requests));
+    tokio::spawn(admin::serve(live.clone(), Arc::clone(&registry), admin_requests));
     tokio::spawn(http::serve(
         http_listener,
         Arc::clone(&metrics),
@@ -214,13 +249,23 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
     ));
     tokio::spawn(grpc::serve(
         grpc_listener,
-        settings.api_key.clone(),
+        live.clone(),
         Arc::clone(&status),
         registry,
         stopped,
     ));
-    let queue = queue::Queue::start(&settings, settings.source, handles.clone(), Arc::clone(&metrics));
-    tokio::spawn(events::serve(settings.clone(), settings.source));
+    let queue = queue::Queue::start(
+        live.clone(),
+        databases.clone(),
+        settings.source,
+        handles.clone(),
+        Arc::clone(&metrics),
+    );
+    tokio::spawn(events::serve(live.clone(), databases, settings.source));
+    let systemd = systemd::Systemd::from_environment(Arc::clone(&status)).map(Arc::new);
+    if let Some(systemd) = &systemd {
+        tokio::spawn(Arc::clone(systemd).run());
+    }
     tracing::info!(
         source = settings.source.as_str(),
         prefix = settings.prefix,
@@ -229,9 +274,21 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
         grpc = %settings.grpc,
         "started"
     );
-    wait_for_signal().await?;
+    while signals.next().await == Signal::Hangup {
+        if let Some(systemd) = &systemd {
+            systemd.reloading();
+        }
+        let _ = reloader.reload().await; // it has been logged
+        if let Some(systemd) = &systemd {
+            systemd.reloaded();
+        }
+    }
+    if let Some(systemd) = &systemd {
+        systemd.stopping();
+    }
     queue.stop();
-    drain(&settings, &status, handles).await;
+    let drain_timeout = live.borrow().drain_timeout;
+    drain(drain_timeout, &status, handles).await;
     queue.ended().await;
     let _ = stop.send(true);
     for thread in threads {
@@ -252,28 +309,58 @@ fn warn_of_plain_nats(settings: &Settings) {
     }
 }
 
-async fn wait_for_signal() -> Result<(), Exit> {
-    let handler = |kind| signal(kind).map_err(|e| Exit::new(Kind::Internal, format!("cannot handle signals: {e}")));
-    let (mut term, mut int) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    tokio::spawn(async move {
-        term.recv().await;
-        tracing::warn!("second signal: ending at once");
-        std::process::exit(143);
-    });
-    Ok(())
+/// What the process is told by a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signal {
+    /// SIGHUP: read the settings again.
+    Hangup,
+    /// SIGTERM or SIGINT: drain and end.
+    End,
 }
 
-async fn drain(settings: &Settings, status: &Status, handles: Vec<mpsc::UnboundedSender<Control>>) {
+struct Signals {
+    term: Option<unix::Signal>,
+    int: unix::Signal,
+    hup: unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Exit> {
+        let handler =
+            |kind| unix::signal(kind).map_err(|e| Exit::new(Kind::Internal, format!("cannot handle signals: {e}")));
+        Ok(Self {
+            term: Some(handler(SignalKind::terminate())?),
+            int: handler(SignalKind::interrupt())?,
+            hup: handler(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for the next one. After the end has been asked for, a second SIGTERM ends at once.
+    async fn next(&mut self) -> Signal {
+        let Some(term) = &mut self.term else { return Signal::End };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = self.int.recv() => {}
+            _ = self.hup.recv() => return Signal::Hangup,
+        }
+        if let Some(mut term) = self.term.take() {
+            tokio::spawn(async move {
+                term.recv().await;
+                tracing::warn!("second signal: ending at once");
+                std::process::exit(143);
+            });
+        }
+        Signal::End
+    }
+}
+
+async fn drain(patience: Duration, status: &Status, handles: Vec<mpsc::UnboundedSender<Control>>) {
     tracing::info!("draining");
     status.draining.store(true, Ordering::Relaxed);
     let mut done = Vec::new();
     for handle in handles {
         let (tell, told) = oneshot::channel();
-        if handle.send(Control::Drain(settings.drain_timeout, tell)).is_ok() {
+        if handle.send(Control::Drain(patience, tell)).is_ok() {
             done.push(told);
         }
     }
@@ -282,7 +369,7 @@ async fn drain(settings: &Settings, status: &Status, handles: Vec<mpsc::Unbounde
             let _ = told.await;
         }
     };
-    let most = settings.drain_timeout + Duration::from_secs(10);
+    let most = patience + Duration::from_secs(10);
     if tokio::time::timeout(most, all).await.is_err() {
         tracing::error!("the drain did not end in time");
     }

@@ -20,14 +20,15 @@ use tokio_postgres::Statement;
 use tokio_postgres::types::ToSql;
 
 use super::event_loop::Control;
-use crate::config::{Settings, Source};
+use super::reload::Live;
+use crate::config::Source;
 use crate::machine::codes::{Code, Failure};
 use crate::machine::json::Members;
 use crate::machine::limits::check_jsonb;
 use crate::machine::request::Asked;
 use crate::machine::{InsideAnswer, InsideRequest};
 use crate::metrics::Metrics;
-use crate::pg::{Database, Direct, Fault, PgError, RawJsonb, describe, fault};
+use crate::pg::{Databases, Direct, Fault, PgError, RawJsonb, describe, fault};
 
 /// Most calls under way; those of NATS have the rest of the bridge.
 const MOST: usize = 64;
@@ -51,19 +52,17 @@ pub struct Queue {
 impl Queue {
     /// Begins to take up calls for the loops. Without Postgres there are none.
     pub fn start(
-        settings: &Settings,
+        live: Live,
+        databases: Databases,
         source: Source,
         loops: Vec<mpsc::UnboundedSender<Control>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let machine = &settings.machine;
-        let lease = Duration::from_micros(machine.max_call_us + machine.decide_timeout_us) + SPARE;
         let worker = Worker {
-            database: settings.database.clone(),
+            live,
+            databases,
             name: uuid::Uuid::new_v4().to_string(),
-            lease,
-            most: MOST.min(machine.max_in_flight),
             loops,
             next_loop: 0,
             metrics,
@@ -116,10 +115,9 @@ struct Link {
 }
 
 struct Worker {
-    database: Database,
+    live: Live,
+    databases: Databases,
     name: String,
-    lease: Duration,
-    most: usize,
     loops: Vec<mpsc::UnboundedSender<Control>>,
     next_loop: usize,
     metrics: Arc<Metrics>,
@@ -135,6 +133,8 @@ impl Worker {
         loop {
             match self.serve(&mut failures).await {
                 Ok(()) => return,
+                // The settings have changed; what has ended is written by the next connection.
+                Err(PgError::Outdated) => continue,
                 Err(error) if failures == 0 => tracing::warn!(%error, "queued calls cannot be taken up"),
                 Err(error) => tracing::debug!(%error, "queued calls cannot be taken up"),
             }
@@ -161,7 +161,11 @@ impl Worker {
             if self.idle_at_end() {
                 return Ok(());
             }
-            let room = self.most.saturating_sub(self.calls.len()).min(BATCH);
+            if link.direct.is_outdated(&self.databases) {
+                return Err(PgError::Outdated);
+            }
+            let most = self.most();
+            let room = most.saturating_sub(self.calls.len()).min(BATCH);
             if !*self.stopped.borrow() && room > 0 && Instant::now() >= look_at {
                 let taken = self.claim(&link, room).await?;
                 if *failures > 0 {
@@ -171,7 +175,7 @@ impl Worker {
                 // Where there were as many as were asked for, there may be more.
                 look_at = Instant::now() + if taken < room { LOOK } else { Duration::ZERO };
             }
-            let waits = *self.stopped.borrow() || self.calls.len() >= self.most;
+            let waits = *self.stopped.borrow() || self.calls.len() >= most;
             tokio::select! {
                 Some(ended) = self.calls.next(), if !self.calls.is_empty() => {
                     self.ended.push(ended);
@@ -186,8 +190,13 @@ impl Worker {
         }
     }
 
+    /// Most calls under way, as the settings are now.
+    fn most(&self) -> usize {
+        MOST.min(self.live.borrow().machine.max_in_flight)
+    }
+
     async fn open(&mut self) -> Result<Link, PgError> {
-        let direct = Direct::open(&self.database).await?;
+        let direct = Direct::open(&self.databases).await?;
         let client = &direct.client;
         client.batch_execute("listen ext_registry_invocations").await?;
         let claim = client
@@ -211,7 +220,11 @@ impl Worker {
 
     /// Takes up calls and hands them to the loops; says how many.
     async fn claim(&mut self, link: &Link, most: usize) -> Result<usize, PgError> {
-        let lease = self.lease.as_secs_f64();
+        let longest = {
+            let machine = &self.live.borrow().machine;
+            Duration::from_micros(machine.max_call_us + machine.decide_timeout_us)
+        };
+        let lease = (longest + SPARE).as_secs_f64();
         let params: [&(dyn ToSql + Sync); 3] = [&link.name, &lease, &(most as i64)];
         let rows = in_time(async { Ok(link.direct.client.query(&link.claim, &params).await?) }).await?;
         for row in &rows {

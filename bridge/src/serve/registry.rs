@@ -19,7 +19,7 @@ use crate::exit::Exit;
 use crate::image::Image;
 use crate::machine::policies::PolicyKey;
 use crate::metrics::Metrics;
-use crate::pg::{self, Database, Direct, PgError, describe};
+use crate::pg::{self, Databases, Direct, PgError, describe};
 
 /// Series are read again after this time.
 const MAX_AGE: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ struct Inner {
 
 /// See the module.
 pub struct Registry {
-    database: Database,
+    databases: Databases,
     source: Source,
     metrics: Arc<Metrics>,
     inner: Mutex<Inner>,
@@ -54,6 +54,7 @@ impl Registry {
     /// Over the database, or over fixtures.
     pub fn new(
         settings: &Settings,
+        databases: Databases,
         sources: Sources,
         loops: Vec<mpsc::UnboundedSender<Control>>,
         metrics: Arc<Metrics>,
@@ -70,7 +71,7 @@ impl Registry {
             tracing::info!(source = "fixtures", "Extension Registry synced");
         }
         Ok(Arc::new(Self {
-            database: settings.database.clone(),
+            databases,
             source,
             metrics,
             inner: Mutex::default(),
@@ -95,7 +96,11 @@ impl Registry {
                     failures = 0;
                     self.metrics.syncs.with_label_values(&["success"]).inc();
                     tracing::info!(source = "database", extensions = count, "Extension Registry synced");
-                    tokio::time::sleep(SYNC).await;
+                    let mut databases = self.databases.clone();
+                    tokio::select! {
+                        () = tokio::time::sleep(SYNC) => {}
+                        Ok(()) = databases.changed() => {}
+                    }
                 }
                 Err(error) => {
                     self.metrics.syncs.with_label_values(&["error"]).inc();
@@ -179,16 +184,17 @@ impl Registry {
 
     /// The document of a policy as the image, or else the fixtures, have it.
     pub fn own_policy(&self, key: &PolicyKey) -> Option<Json> {
-        let image = self.image().or_else(|| self.sources.fixtures.clone())?;
+        let image = self.image().or_else(|| self.sources.fixtures.borrow().clone())?;
         image.policy(key).cloned()
     }
 
     async fn link<'a>(&self, inner: &'a mut Inner) -> Result<&'a mut Link, PgError> {
-        if inner.link.as_ref().is_none_or(|link| link.direct.client.is_closed()) {
+        let usable = |link: &Link| !link.direct.client.is_closed() && !link.direct.is_outdated(&self.databases);
+        if !inner.link.as_ref().is_some_and(usable) {
             inner.link = None;
             inner.last_event = 0;
             inner.link = Some(Link {
-                direct: Direct::open(&self.database).await?,
+                direct: Direct::open(&self.databases).await?,
                 lead: Lead::new(LOCK),
             });
         }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// How to reach NATS.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NatsSettings {
     /// Addresses, without a login.
     pub servers: Vec<String>,

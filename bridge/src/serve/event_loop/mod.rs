@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -28,11 +28,13 @@ use crate::metrics::Metrics;
 use crate::pg::{Conn, Link};
 use crate::transport::{Channel, Headers, Inbound, Outbound, Subject, Transport};
 
+mod apply;
 mod ask;
 mod source;
 mod start;
 mod tend;
 
+pub use apply::Applied;
 pub use start::Sources;
 
 /// Most messages taken in one turn.
@@ -42,6 +44,8 @@ const MESSAGES: usize = 512;
 pub enum Control {
     /// Take nothing new, finish what is under way until then, and say when done.
     Drain(Duration, oneshot::Sender<()>),
+    /// Go by other settings.
+    Apply(Box<Applied>),
     /// A connection to Postgres came or went.
     Changed,
     /// Tell what the loop has seen itself, if Postgres does not decide for it.
@@ -74,12 +78,29 @@ pub struct LoopState {
     /// NATS is connected.
     pub nats: AtomicBool,
     decides: AtomicU8,
+    turns: AtomicU64,
 }
 
 impl LoopState {
     /// Who decides.
     pub fn decides(&self) -> Decides {
         Decides::from_number(self.decides.load(Ordering::Relaxed))
+    }
+
+    /// How many turns it has made; it makes at least four a second, until its end: then, the greatest number.
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Another turn. Only the loop itself counts.
+    fn turned(&self) {
+        let turns = self.turns();
+        self.turns.store(turns.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// No more turns are to be expected.
+    fn ended(&self) {
+        self.turns.store(u64::MAX, Ordering::Relaxed);
     }
 }
 
@@ -149,6 +170,7 @@ impl EventLoop {
     /// Runs until drained.
     pub async fn run(mut self) {
         poll_fn(|cx| self.turn(cx)).await;
+        self.state.ended();
         self.transport.flush().await;
         if let Some(done) = self.draining.and_then(|drain| drain.done) {
             let _ = done.send(());
@@ -156,6 +178,7 @@ impl EventLoop {
     }
 
     fn turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.state.turned();
         self.take_control(cx);
         let more = self.take_messages(cx);
         self.take_answers(cx);
@@ -185,6 +208,7 @@ impl EventLoop {
                         leave: Some(()),
                     });
                 }
+                Control::Apply(applied) => self.apply(*applied),
                 Control::Changed => {}
                 Control::Look(tell) => {
                     let now = self.now();

@@ -32,8 +32,8 @@ pub struct Sources {
     pub expected: bool,
     /// The last known good image, as it comes and changes.
     pub kept: Option<watch::Receiver<Option<Kept>>>,
-    /// Fixtures.
-    pub fixtures: Option<Arc<Image>>,
+    /// Fixtures, where there are any; they may be read again.
+    pub fixtures: watch::Receiver<Option<Arc<Image>>>,
 }
 
 impl Sources {
@@ -43,7 +43,7 @@ impl Sources {
             postgres: true,
             expected: false,
             kept: None,
-            fixtures: None,
+            fixtures: watch::channel(None).1,
         }
     }
 
@@ -53,7 +53,7 @@ impl Sources {
             postgres: false,
             expected: false,
             kept: None,
-            fixtures: Some(image),
+            fixtures: watch::channel(Some(image)).1,
         }
     }
 }
@@ -63,6 +63,7 @@ impl EventLoop {
     pub async fn start(
         settings: &Settings,
         index: usize,
+        databases: pg::Databases,
         sources: Sources,
         metrics: Arc<Metrics>,
         state: Arc<LoopState>,
@@ -79,7 +80,7 @@ impl EventLoop {
         let links = sources.postgres.then(|| {
             let open = |role| {
                 let changed = handle.clone();
-                pg::link(settings.database.clone(), role, Arc::clone(&metrics), move || {
+                pg::link(databases.clone(), role, Arc::clone(&metrics), move || {
                     let _ = changed.send(Control::Changed);
                 })
             };
@@ -89,7 +90,7 @@ impl EventLoop {
                 side: open(Role::Side),
             }
         });
-        let fallback = (sources.kept.is_some() || sources.fixtures.is_some()).then(|| {
+        let fallback = (sources.kept.is_some() || sources.fixtures.borrow().is_some()).then(|| {
             let kept = sources.kept.clone().unwrap_or_else(|| watch::channel(None).1);
             let capacity = settings.machine.max_in_flight * 4;
             Fallback::new(kept, settings.image_max_age, sources.fixtures.clone(), capacity)

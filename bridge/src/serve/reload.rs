@@ -1,0 +1,220 @@
+//! SIGHUP: settings and credentials are read again, and what can change while the process runs does.
+//!
+//! Owns the settings as they are now; everybody else sees them through [`Live`], `Databases` or an order to the loops.
+//!
+//! Promises: flags and the environment stay as they were, the file and all files it names are read again. Where something is
+//! wrong nothing changes, but for fixtures, which are judged by themselves. What needs a restart stays as it is and is named in
+//! a line of its own, at every reading until the restart. No call fails because of a reading.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc, watch};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::event_loop::{Applied, Control};
+use crate::config::{Options, Settings, Source};
+use crate::exit::{Exit, Kind};
+use crate::image::Image;
+use crate::logging::Levels;
+use crate::pg::{Database, Databases};
+use crate::tls::{Roots, Tls};
+use crate::transport::NatsSettings;
+
+/// The settings as they are now.
+pub type Live = watch::Receiver<Arc<Settings>>;
+
+/// Where those that go by the settings look for them.
+pub struct Senders {
+    live: watch::Sender<Arc<Settings>>,
+    databases: watch::Sender<Arc<Database>>,
+    /// The fixtures, once they have been read.
+    pub fixtures: watch::Sender<Option<Arc<Image>>>,
+}
+
+impl Senders {
+    /// With the settings of the start.
+    pub fn new(settings: &Settings) -> Self {
+        Self {
+            live: watch::Sender::new(Arc::new(settings.clone())),
+            databases: watch::Sender::new(Arc::new(settings.database.clone())),
+            fixtures: watch::Sender::new(None),
+        }
+    }
+
+    /// The settings.
+    pub fn live(&self) -> Live {
+        self.live.subscribe()
+    }
+
+    /// How to reach Postgres.
+    pub fn databases(&self) -> Databases {
+        self.databases.subscribe()
+    }
+}
+
+/// What the files held that settings name, as hashes: a new certificate may have the old name.
+#[derive(PartialEq, Eq)]
+struct Files {
+    nats: u64,
+    postgres: u64,
+}
+
+/// See the module.
+pub struct Reloader {
+    flags: Options,
+    levels: Levels,
+    senders: Senders,
+    loops: Vec<mpsc::UnboundedSender<Control>>,
+    files: Mutex<Files>,
+}
+
+impl Reloader {
+    /// For a process that was started with these flags.
+    pub fn new(flags: Options, levels: Levels, senders: Senders, loops: Vec<mpsc::UnboundedSender<Control>>) -> Self {
+        let files = Mutex::new(Files::of(&senders.live.borrow()));
+        Self {
+            flags,
+            levels,
+            senders,
+            loops,
+            files,
+        }
+    }
+
+    /// Reads everything again. What is wrong has been logged when this returns.
+    pub async fn reload(&self) -> Result<(), Exit> {
+        // One at a time.
+        let mut files = self.files.lock().await;
+        let old = Arc::clone(&self.senders.live.borrow());
+        let flags = self.flags.clone();
+        let read = tokio::task::spawn_blocking(move || read(flags, &old)).await;
+        let read = read.unwrap_or_else(|e| Err(Exit::new(Kind::Internal, e.to_string())));
+        let read = match read {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::error!(%error, "the settings cannot be used, and stay as they were");
+                return Err(error);
+            }
+        };
+        let old = Arc::clone(&self.senders.live.borrow());
+        let new = Arc::new(read.settings);
+        for key in &read.needs_restart {
+            tracing::warn!("{key}: needs a restart");
+        }
+        if old.nats != read.nats || files.nats != read.files.nats {
+            nats_changed(&old.nats, &read.nats);
+        }
+        if new.logging != old.logging {
+            self.levels.change(&new.logging)?;
+        }
+        if new.database != old.database || files.postgres != read.files.postgres {
+            self.senders.databases.send_replace(Arc::new(new.database.clone()));
+        }
+        *files = read.files;
+        let changed = new.options.differing(&old.options).join(", ").replace('_', "-");
+        self.senders.live.send_replace(Arc::clone(&new));
+        for event_loop in &self.loops {
+            let _ = event_loop.send(Control::Apply(Box::new(Applied::of(&new)))); // a loop that has ended needs none
+        }
+        let fixtures = match read.fixtures {
+            Ok(found) => {
+                if new.source != Source::Database {
+                    self.senders.fixtures.send_replace(found);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(%error, "the fixtures cannot be used, and stay as they were");
+                Err(error)
+            }
+        };
+        tracing::info!(changed, "the settings were read again");
+        fixtures
+    }
+}
+
+/// How to reach NATS, or a file with who one is there, has changed. The settings of the start go on until a restart.
+fn nats_changed(old: &NatsSettings, new: &NatsSettings) {
+    tracing::warn!(was = old.shown(), is = new.shown(), "nats: needs a restart");
+}
+
+struct Read {
+    /// What is to count from now on.
+    settings: Settings,
+    /// NATS as it was asked for; `settings` has it as it is.
+    nats: NatsSettings,
+    needs_restart: Vec<&'static str>,
+    fixtures: Result<Option<Arc<Image>>, Exit>,
+    files: Files,
+}
+
+fn read(flags: Options, old: &Settings) -> Result<Read, Exit> {
+    let asked = Settings::resolve(flags.clone())?;
+    let differs = [
+        ("source", asked.source != old.source),
+        ("prefix", asked.prefix != old.prefix),
+        ("log-format", asked.logging.format != old.logging.format),
+        ("http-addr", asked.http != old.http),
+        ("grpc-addr", asked.grpc != old.grpc),
+        ("loops", asked.loops != old.loops),
+        (
+            "metrics-tenant-label",
+            asked.metrics_tenant_label != old.metrics_tenant_label,
+        ),
+    ];
+    let needs_restart = differs
+        .into_iter()
+        .filter(|(_, differs)| *differs)
+        .map(|(key, _)| key)
+        .collect();
+    // Caps and budgets are shares: of the loops that there are.
+    let mut settings = Settings::resolve(Options {
+        loops: Some(old.loops),
+        ..flags
+    })?;
+    settings.source = old.source;
+    settings.prefix.clone_from(&old.prefix);
+    settings.logging.format = old.logging.format;
+    (settings.http, settings.grpc) = (old.http, old.grpc);
+    settings.metrics_tenant_label = old.metrics_tenant_label;
+    settings.nats = old.nats.clone();
+    settings.options.clone_from(&asked.options);
+    Ok(Read {
+        fixtures: super::fixtures(&settings),
+        files: Files::of(&asked),
+        nats: asked.nats,
+        settings,
+        needs_restart,
+    })
+}
+
+impl Files {
+    fn of(settings: &Settings) -> Self {
+        let nats = &settings.nats;
+        let Tls { roots, identity, .. } = &settings.database.tls;
+        let roots = match roots {
+            Some(Roots::File(path)) => Some(path.as_path()),
+            _ => None,
+        };
+        let identity = identity.as_ref();
+        Self {
+            nats: hash([&nats.creds, &nats.tls_ca, &nats.tls_cert, &nats.tls_key].map(|path| path.as_deref())),
+            postgres: hash([
+                roots,
+                identity.map(|(certificate, _)| certificate.as_path()),
+                identity.map(|(_, key)| key.as_path()),
+            ]),
+        }
+    }
+}
+
+fn hash<const N: usize>(files: [Option<&Path>; N]) -> u64 {
+    let mut hash = Xxh3::new();
+    for path in files {
+        let content = path.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
+        hash.update(&content.len().to_le_bytes());
+        hash.update(&content);
+    }
+    hash.digest()
+}
