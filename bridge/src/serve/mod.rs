@@ -7,6 +7,7 @@ pub mod event_loop;
 pub mod events;
 pub mod fallback;
 pub mod grpc;
+pub mod health;
 pub mod http;
 pub mod keeper;
 pub mod leader;
@@ -221,6 +222,7 @@ pub async fn run(settings: Settings) -> Result<(), Exit> {
     ));
     let queue = queue::Queue::start(&settings, settings.source, handles.clone(), Arc::clone(&metrics));
     tokio::spawn(events::serve(settings.clone(), settings.source));
+    tokio::spawn(health::serve(settings.clone(), Arc::clone(&metrics)));
     tracing::info!(
         source = settings.source.as_str(),
         prefix = settings.prefix,
