@@ -1,7 +1,10 @@
 -- Writes the health of instances whose declared health is still what it was. Rows that somebody holds are left out.
 with seen as (
     select s.extension_id, s.instance_id, s.was, s.status
-    from rows from (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[]), pg_catalog.unnest($3::pg_catalog.text[]), pg_catalog.unnest($4::pg_catalog.text[])) s(extension_id, instance_id, was, status)
+    from rows from (
+        pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[]),
+        pg_catalog.unnest($3::pg_catalog.text[]), pg_catalog.unnest($4::pg_catalog.text[])
+    ) s(extension_id, instance_id, was, status)
 ), free as (
     select s.extension_id, s.instance_id, s.was, s.status
     from @extschema@.extension_instances i
