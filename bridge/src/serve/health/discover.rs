@@ -256,13 +256,12 @@ impl Discovery {
         for row in &registered.rows {
             let key = (row.extension_id.as_str(), row.instance_id.as_str());
             let owned = (row.extension_id.clone(), row.instance_id.clone());
-            let remove = match here.get(&key) {
-                Some(subject) => *subject != row.subject,
-                None => {
-                    let count = self.misses.get(&owned).copied().unwrap_or(0) + u32::from(held);
-                    misses.insert(owned, count);
-                    held && count >= allowed
-                }
+            let remove = if let Some(subject) = here.get(&key) {
+                *subject != row.subject
+            } else {
+                let count = self.misses.get(&owned).copied().unwrap_or(0) + u32::from(held);
+                misses.insert(owned, count);
+                held && count >= allowed
             };
             if remove {
                 plan.remove.push(row.clone());

@@ -70,6 +70,7 @@ impl Way {
 }
 
 /// An instance that calls may go to.
+#[allow(clippy::struct_field_names, reason = "the names of the columns")]
 #[derive(Debug, Clone)]
 pub struct Instance {
     extension_id: String,

@@ -154,7 +154,7 @@ mod tests {
             &many,
             &deep,
         ] {
-            assert!(Service::read(bad.as_bytes()).is_none(), "{:.60}", bad);
+            assert!(Service::read(bad.as_bytes()).is_none(), "{bad:.60}");
         }
     }
 }
