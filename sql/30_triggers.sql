@@ -191,6 +191,35 @@ create trigger rename after update of id on @extschema@.extensions
     for each row when (old.id is distinct from new.id)
     execute function @extschema@._ext_rename();
 
+-- Bridges register services that speak NATS micro, and remove them; a right to insert and delete cannot be limited to such
+-- rows. Who may not change instances as such, which are the bridges, writes those marked {"discovered": true} only.
+
+create function @extschema@._ext_discovered() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not has_table_privilege('@extschema@.extension_instances', 'update') then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('instance "%s" of "%s" is not one that a service registered itself',
+                coalesce(new.instance_id, old.instance_id), coalesce(new.extension_id, old.extension_id)),
+            hint = 'Without the right to update extension_instances only rows with {"discovered": true} in metadata can be inserted and deleted; ext_grant gives the level operator.';
+    end if;
+    return coalesce(new, old);
+end;
+$$;
+
+comment on function @extschema@._ext_discovered() is
+    'Trigger: keeps roles that may not update extension_instances to the rows that services registered themselves.';
+
+create trigger discovered_inserted before insert on @extschema@.extension_instances
+    for each row when (not new.metadata @> '{"discovered": true}')
+    execute function @extschema@._ext_discovered();
+create trigger discovered_deleted before delete on @extschema@.extension_instances
+    for each row when (not old.metadata @> '{"discovered": true}')
+    execute function @extschema@._ext_discovered();
+
 -- Advice for people at psql. Two statements do less than one may think: UPDATE extensions ... WHERE version = 'v2' (versions
 -- are rows of another table), and an update of a column that the extension's version rows have for themselves.
 

@@ -43,6 +43,8 @@ as $$
             ('@extschema@.extension_instances', '!invalidate_truncate'),
             ('@extschema@.extension_instances', 'audit'),
             ('@extschema@.extension_instances', 'audit_truncate'),
+            ('@extschema@.extension_instances', 'discovered_deleted'),
+            ('@extschema@.extension_instances', 'discovered_inserted'),
             ('@extschema@.extension_instances', 'fill'),
             ('@extschema@.extension_health_settings', '!invalidate'),
             ('@extschema@.extension_health_settings', '!invalidate_truncate'),

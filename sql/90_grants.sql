@@ -5,7 +5,8 @@
 --   operator  also registers and changes extensions, instances, settings and policies, resets breakers, decides, reports and
 --             calls
 --   admin     also deletes, enables and disables, renames, and owns versions with their routing rules
---   bridge    decides, reports and reads; makes queued calls and publishes events, and writes down how far it is with these
+--   bridge    decides, reports and reads; makes queued calls and publishes events, and writes down how far it is with these;
+--             writes the health of instances, and registers and removes those that services register themselves
 --
 -- No function runs with rights its caller lacks (the audit trigger excepted), so a level holds the rights to what its
 -- functions and views use inside, too.
@@ -161,6 +162,14 @@ as $$
             ('bridge', 'execute', 'function', '_ext_check_int'),
             ('bridge', 'execute', 'function', '_ext_check_object'),
             ('bridge', 'execute', 'function', '_ext_check_one_of'),
+            ('bridge', 'update (health_status, last_health_check)', 'table', 'extension_instances'),
+            -- Only of rows marked as discovered (30_triggers.sql).
+            ('bridge',
+                'insert (extension_id, instance_id, subject, version, weight, metadata, health_status, last_health_check)',
+                'table', 'extension_instances'),
+            ('bridge', 'delete', 'table', 'extension_instances'),
+            ('bridge', 'execute', 'function', '_ext_check_subject'),
+            ('bridge', 'execute', 'function', '_ext_check_version'),
             ('bridge', 'select', 'table', 'extension_publications'),
             ('bridge', 'insert', 'table', 'extension_publications'),
             ('bridge', 'update', 'table', 'extension_publications'),

@@ -81,6 +81,10 @@ pub struct Metrics {
     pub queued: IntCounterVec,
     /// Whether this bridge shows the series that describe the registry.
     pub leader: IntGauge,
+    /// Health checks of instances.
+    pub probes: IntCounterVec,
+    /// Services that registered themselves, went, or may not.
+    pub discovered: IntCounterVec,
 }
 
 struct Builder {
@@ -275,6 +279,16 @@ impl Metrics {
             leader: b.gauge(
                 "ext_bridge_registry_series",
                 "1 where this bridge shows the series that describe the registry",
+            ),
+            probes: b.counters(
+                "ext_bridge_probes_total",
+                "Health checks of instances by result: healthy, failed, unknown (no way to ask is known), inconclusive (silence that NATS may be to blame for)",
+                &["result"],
+            ),
+            discovered: b.counters(
+                "ext_bridge_discovered_total",
+                "Services that speak NATS micro by what became of them: registered as an instance, removed, refused (told once)",
+                &["action"],
             ),
             replies_ok: replies.with_label_values(&["ok"]),
             replies,

@@ -14,6 +14,7 @@
 pub mod bridge;
 pub mod caller;
 pub mod http;
+pub mod micro;
 pub mod nats;
 pub mod places;
 pub mod ports;

@@ -64,4 +64,14 @@ impl Program {
     pub fn log(&self) -> String {
         self.server.log()
     }
+
+    /// It stands still: connections stay, nothing is answered.
+    pub fn freeze(&self) {
+        self.server.signal(Signal::SIGSTOP);
+    }
+
+    /// It goes on.
+    pub fn thaw(&self) {
+        self.server.signal(Signal::SIGCONT);
+    }
 }

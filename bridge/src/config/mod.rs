@@ -84,6 +84,10 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Whether invocations carry `tenant_id` in `/metrics`.
     pub metrics_tenant_label: bool,
+    /// How often instances are asked whether they are well.
+    pub probe_interval: Option<Duration>,
+    /// How often services that register themselves are looked for.
+    pub discover: Option<Duration>,
 }
 
 fn wrong(key: &str, value: impl std::fmt::Display, wanted: &str) -> Exit {
@@ -96,6 +100,12 @@ fn bounded<T: PartialOrd + Copy + std::fmt::Display>(key: &str, value: T, low: T
     } else {
         Err(wrong(key, value, &format!("between {low} and {high}")))
     }
+}
+
+/// How often services may be looked at.
+fn often(key: &str, span: Span) -> Result<Duration, Exit> {
+    let ms = bounded(&format!("{key} in ms"), span.0.as_millis() as u64, 100, 3_600_000)?;
+    Ok(Duration::from_millis(ms))
 }
 
 /// The first of these variables that is set and not empty.
@@ -246,6 +256,18 @@ impl Settings {
             batch: bounded("max-batch", all.max_batch.unwrap_or(256), 1, 10_000)?,
             drain_timeout: all.drain_timeout.map_or(Duration::from_secs(30), |s| s.0),
             metrics_tenant_label: all.metrics_tenant_label.unwrap_or(false),
+            probe_interval: all
+                .probe_interval
+                .map(|span| often("probe-interval", span))
+                .transpose()?,
+            discover: {
+                let every = all
+                    .discover_interval
+                    .map(|span| often("discover-interval", span))
+                    .transpose()?;
+                let every = every.unwrap_or(Duration::from_secs(10));
+                all.discover.unwrap_or(false).then_some(every)
+            },
             options: Box::new(all),
         })
     }

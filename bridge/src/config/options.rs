@@ -193,6 +193,15 @@ options! {
     /// Most questions in one batch to Postgres [default: 256]
     #[arg(long, global = true, env = "EXT_BRIDGE_MAX_BATCH", value_name = "N", help_heading = "Serving")]
     max_batch: usize,
+    /// Ask each instance this often whether it is well, and write its health_status; one of the bridges on a database does it [default: not at all]
+    #[arg(long, global = true, env = "EXT_BRIDGE_PROBE_INTERVAL", value_name = "TIME", help_heading = "Serving")]
+    probe_interval: Span,
+    /// Register services that speak NATS micro as instances, under an extension's metadata.discover_subject_prefix, and remove them when they are gone
+    #[arg(long, global = true, env = "EXT_BRIDGE_DISCOVER", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Serving")]
+    discover: bool,
+    /// How often to look for such services [default: 10s]
+    #[arg(long, global = true, env = "EXT_BRIDGE_DISCOVER_INTERVAL", value_name = "TIME", help_heading = "Serving")]
+    discover_interval: Span,
 
     /// Requests in flight [default: 16384]
     #[arg(long, global = true, env = "EXT_BRIDGE_MAX_IN_FLIGHT", value_name = "N", help_heading = "Limits")]

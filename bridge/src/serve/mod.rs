@@ -7,6 +7,7 @@ pub mod event_loop;
 pub mod events;
 pub mod fallback;
 pub mod grpc;
+pub mod health;
 pub mod http;
 pub mod keeper;
 pub mod leader;
@@ -261,7 +262,8 @@ pub async fn run(settings: Settings, flags: Options, levels: Levels) -> Result<(
         handles.clone(),
         Arc::clone(&metrics),
     );
-    tokio::spawn(events::serve(live.clone(), databases, settings.source));
+    tokio::spawn(events::serve(live.clone(), databases.clone(), settings.source));
+    tokio::spawn(health::serve(live.clone(), databases, Arc::clone(&metrics)));
     let systemd = systemd::Systemd::from_environment(Arc::clone(&status)).map(Arc::new);
     if let Some(systemd) = &systemd {
         tokio::spawn(Arc::clone(systemd).run());

@@ -158,6 +158,8 @@ fn read(flags: Options, old: &Settings) -> Result<Read, Exit> {
         ("http-addr", asked.http != old.http),
         ("grpc-addr", asked.grpc != old.grpc),
         ("loops", asked.loops != old.loops),
+        ("probe-interval", asked.probe_interval != old.probe_interval),
+        ("discover", asked.discover != old.discover),
         (
             "metrics-tenant-label",
             asked.metrics_tenant_label != old.metrics_tenant_label,
@@ -179,6 +181,7 @@ fn read(flags: Options, old: &Settings) -> Result<Read, Exit> {
     (settings.http, settings.grpc) = (old.http, old.grpc);
     settings.metrics_tenant_label = old.metrics_tenant_label;
     settings.nats = old.nats.clone();
+    (settings.probe_interval, settings.discover) = (old.probe_interval, old.discover);
     settings.options.clone_from(&asked.options);
     Ok(Read {
         fixtures: super::fixtures(&settings),

@@ -34,6 +34,8 @@ select ext_grant('regress_viewer', 'root');
 select role, level from extension_registry_grants where role like 'regress%' order by role;
 
 insert into extensions (id, type, subject) values ('a', 'pre', 's.a');
+insert into extension_instances (extension_id, instance_id, subject, metadata)
+values ('a', 'written', 's.w', '{}'), ('a', 'found', 's.f', '{"discovered": true}');
 
 create function pg_temp.attempt(who name, statement text) returns text language plpgsql as $$
 begin
@@ -89,6 +91,12 @@ insert into attempts (statement) values
     ('insert into extension_instances (extension_id, instance_id, subject) values (''a'', ''i'', ''s'')'),
     ('update extension_instances set weight = 1'),
     ('delete from extension_instances'),
+    ('update extension_instances set health_status = ''unhealthy'', last_health_check = now()'),
+    ('delete from extension_instances where metadata @> ''{"discovered": true}'''),
+    ('insert into extension_instances (extension_id, instance_id, subject, version, weight, metadata, health_status)
+        values (''a'', ''j'', ''s.j'', ''v1'', 50, ''{"discovered": true}'', ''healthy'')'),
+    ('insert into extension_instances (extension_id, instance_id, subject, draining, metadata)
+        values (''a'', ''j'', ''s.j'', true, ''{"discovered": true}'')'),
     ('update extension_health set slow_call_ms = 1'),
     ('select ext_breaker_reset(''a'')'),
     ('select ext_breaker_force(''a'', ''forced_closed'')'),
