@@ -88,8 +88,8 @@ pub fn run(cli: Cli) -> Result<ExitCode, Exit> {
     runtime.block_on(async {
         match cli.command {
             Command::Serve => serve::run(settings, flags, levels).await.map(|()| ExitCode::SUCCESS),
-            Command::Invoke(args) => request::invoke(settings, args).await,
-            Command::Route(args) => request::route(settings, args).await,
+            Command::Invoke(args) => Box::pin(request::invoke(settings, args)).await,
+            Command::Route(args) => Box::pin(request::route(settings, args)).await,
             Command::Check => check::run(settings).await,
             Command::Fixtures(command) => fixtures::run(settings, command).await,
             Command::Completions { .. } | Command::Man => Ok(ExitCode::SUCCESS),

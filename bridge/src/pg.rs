@@ -41,6 +41,8 @@ pub enum Role {
     Report,
     /// Policies, previews and facts.
     Side,
+    /// `ext_report_merge` into the primary, where a standby decides.
+    Merge,
 }
 
 impl Role {
@@ -50,6 +52,7 @@ impl Role {
             Self::Decide => "decide",
             Self::Report => "report",
             Self::Side => "side",
+            Self::Merge => "merge",
         }
     }
 }
@@ -66,7 +69,7 @@ pub struct Conn {
     pub preview: Option<Statement>,
     /// Of [`Role::Side`]: facts.
     pub facts: Option<Statement>,
-    /// Of [`Role::Report`]: `ext_report_merge`, where the extension has it.
+    /// Of [`Role::Report`] and [`Role::Merge`]: `ext_report_merge`, where the extension has it.
     pub merge: Option<Statement>,
     broken: Notify,
 }
@@ -210,7 +213,11 @@ pub struct Direct {
 impl Direct {
     /// Connects and finds the extension. Statements may take 5 s, waits for a lock 1 s.
     pub async fn open(databases: &Databases) -> Result<Self, PgError> {
-        let notified = Arc::new(Notify::new());
+        Self::open_told(databases, Arc::default()).await
+    }
+
+    /// The same; `notified` is told of every notification.
+    pub async fn open_told(databases: &Databases, notified: Arc<Notify>) -> Result<Self, PgError> {
         let database = Arc::clone(&databases.borrow());
         let (client, driver, schema, _) = connect_with(&database, Arc::clone(&notified)).await?;
         client
@@ -248,17 +255,17 @@ async fn open(database: &Database, role: Role) -> Result<(Conn, tokio::task::Joi
     let (client, driver, schema, _) = connect(database).await?;
     let limit = match role {
         Role::Decide | Role::Side => "set statement_timeout = '2s'; set lock_timeout = '250ms'",
-        Role::Report => "set statement_timeout = '10s'; set lock_timeout = '5s'",
+        Role::Report | Role::Merge => "set statement_timeout = '10s'; set lock_timeout = '5s'",
     };
     client.batch_execute(limit).await?;
     let main = match role {
         Role::Decide => include_str!("queries/decide.sql"),
-        Role::Report => include_str!("queries/report.sql"),
+        Role::Report | Role::Merge => include_str!("queries/report.sql"),
         Role::Side => include_str!("queries/policies.sql"),
     };
     let main = client.prepare(&in_schema(main, &schema)).await?;
     let (mut preview, mut facts, mut merge) = (None, None, None);
-    if role == Role::Report {
+    if matches!(role, Role::Report | Role::Merge) {
         merge = client
             .prepare(&in_schema(include_str!("queries/merge.sql"), &schema))
             .await

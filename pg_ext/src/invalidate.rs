@@ -37,6 +37,9 @@ pub fn register_callbacks() {
 unsafe extern "C-unwind" fn relation_changed(_argument: pg_sys::Datum, relation: pg_sys::Oid) {
     let tag = relation.to_u32();
     session::with(|session| {
+        if tag == 0 || tag >= EVERYTHING {
+            session.changes += 1;
+        }
         if tag == 0 || tag == EVERYTHING {
             session.mark_all();
             session.mark_table();

@@ -37,6 +37,8 @@ pub struct Session {
     /// Where this session looks for a free entry among the calls under way.
     pub cursor: u32,
     random: u64,
+    /// How many changes of the registry it has been told of. What is told before it is committed here counts too.
+    pub changes: u64,
     /// Whether this session counts itself among those that may report.
     pub attached: bool,
 }

@@ -36,7 +36,12 @@ pub struct Decider {
     /// Of each batch under way its number, its connection, and when it left, in microseconds.
     sent: Vec<(u64, u64, u64)>,
     numbers: u64,
+    /// The last connection whose statements no longer fitted, and how many there were without an answer in between.
+    stale: (u64, u32),
 }
+
+/// So many connections in a row may have statements that do not fit before a question is given up.
+const STALE: u32 = 2;
 
 impl Decider {
     /// How many batches are under way.
@@ -94,6 +99,7 @@ impl Decider {
         self.sent.retain(|(sent, _, _)| *sent != number);
         match rows {
             Ok(rows) => {
+                self.stale = (0, 0);
                 let mut told = vec![false; questions.len()];
                 for row in &rows {
                     let Ok(ordinality) = row.try_get::<_, i64>(0) else {
@@ -134,6 +140,12 @@ impl Decider {
                     }
                     Vec::new()
                 }
+                Fault::Stale if self.may_ask_again(conn.id) => {
+                    let error = describe(&error);
+                    tracing::info!(error, "statements no longer fit the database, and are prepared anew");
+                    conn.reset();
+                    questions
+                }
                 kind @ (Fault::Busy | Fault::Stale) => {
                     tracing::warn!(error = describe(&error), "a batch of decisions failed");
                     for question in &questions {
@@ -146,6 +158,17 @@ impl Decider {
                 }
             },
         }
+    }
+}
+
+impl Decider {
+    /// Statements of a connection do not fit: after an update of the extension those of the next one do, unless something is
+    /// wrong for good.
+    fn may_ask_again(&mut self, conn: u64) -> bool {
+        if self.stale.0 != conn {
+            self.stale = (conn, self.stale.1 + 1);
+        }
+        self.stale.1 <= STALE
     }
 }
 

@@ -99,12 +99,14 @@ pub struct Gatherer {
     /// Not before this time is anything formed or asked.
     rest_until_us: u64,
     complained: bool,
+    /// Everything goes this way, not only what Postgres did not see.
+    always: bool,
     metrics: Arc<Metrics>,
 }
 
 impl Gatherer {
-    /// A gatherer with a name of its own.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
+    /// A gatherer with a name of its own. `always` says that everything goes this way: it is nothing to speak of then.
+    pub fn new(always: bool, metrics: Arc<Metrics>) -> Self {
         Self {
             name: uuid::Uuid::new_v4().to_string(),
             open: HashMap::new(),
@@ -115,6 +117,7 @@ impl Gatherer {
             asked_us: 0,
             rest_until_us: 0,
             complained: false,
+            always,
             metrics,
         }
     }
@@ -278,12 +281,16 @@ impl Gatherer {
                 if let Some(document) = self.documents.iter_mut().find(|document| document.seq == seq) {
                     document.taken_on = answered.conn.id;
                     let outcomes = document.outcomes;
-                    tracing::info!(
-                        outcomes,
-                        merged,
-                        skipped,
-                        "outcomes gathered without Postgres were handed over"
-                    );
+                    if self.always {
+                        tracing::debug!(outcomes, merged, skipped, "outcomes were handed over");
+                    } else {
+                        tracing::info!(
+                            outcomes,
+                            merged,
+                            skipped,
+                            "outcomes gathered without Postgres were handed over"
+                        );
+                    }
                 }
             }
             (Asked::Flushed, Ok((_, flushed))) => {
@@ -379,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_document_is_what_postgres_reads() {
-        let mut gatherer = Gatherer::new(Metrics::new(false));
+        let mut gatherer = Gatherer::new(false, Metrics::new(false));
         assert!(gatherer.is_empty());
         for _ in 0..3 {
             gatherer.add(&report("x", Outcome::Success), 7);
@@ -408,7 +415,7 @@ mod tests {
     #[test]
     fn a_long_absence_needs_bounded_memory_and_loses_nothing() {
         let metrics = Metrics::new(false);
-        let mut gatherer = Gatherer::new(Arc::clone(&metrics));
+        let mut gatherer = Gatherer::new(false, Arc::clone(&metrics));
         // A week of ten targets: more minutes than are kept.
         let calls = 7 * 24 * 60;
         for minute in 0..calls {
@@ -424,7 +431,7 @@ mod tests {
     #[test]
     fn too_many_targets_give_up_the_oldest_and_count_them() {
         let metrics = Metrics::new(false);
-        let mut gatherer = Gatherer::new(Arc::clone(&metrics));
+        let mut gatherer = Gatherer::new(false, Arc::clone(&metrics));
         let calls = MOST as u64 + 5_000;
         for n in 0..calls {
             gatherer.add(&report(&format!("x{n}"), Outcome::Success), n / 100);

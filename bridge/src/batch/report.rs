@@ -101,12 +101,15 @@ pub struct Reporter {
     doubts: bool,
     asked_us: u64,
     forgotten: Vec<Outcomes>,
+    /// What was applied needs no longer be kept.
+    to_standby: bool,
     metrics: Arc<Metrics>,
 }
 
 impl Reporter {
-    /// A reporter with a name of its own.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
+    /// A reporter with a name of its own. A standby writes nothing down: what it has applied it may lose, and somebody else
+    /// keeps what must not be lost.
+    pub fn new(to_standby: bool, metrics: Arc<Metrics>) -> Self {
         Self {
             name: uuid::Uuid::new_v4().to_string(),
             next_seq: 1,
@@ -117,6 +120,7 @@ impl Reporter {
             doubts: false,
             asked_us: 0,
             forgotten: Vec::new(),
+            to_standby,
             metrics,
         }
     }
@@ -259,6 +263,12 @@ impl Reporter {
 
     /// Postgres has taken a batch: so many of it were applied now, and this number is the last on disk.
     fn answered(&mut self, position: usize, applied: i32, flushed: i64) {
+        if self.to_standby {
+            if let Some(batch) = self.kept.remove(position) {
+                self.outcomes -= batch.outcomes.len();
+            }
+            return;
+        }
         let batch = &mut self.kept[position];
         batch.applied = true;
         if applied == 0 && batch.seq > flushed {
@@ -373,7 +383,7 @@ mod tests {
     }
 
     fn reporter(tickets: &[i64]) -> Reporter {
-        let mut reporter = Reporter::new(Metrics::new(false));
+        let mut reporter = Reporter::new(false, Metrics::new(false));
         reporter.decided(ticket(1, 1));
         reporter.add(tickets.iter().copied().map(report).collect(), 9);
         reporter

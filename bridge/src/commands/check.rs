@@ -10,7 +10,7 @@ use crate::config::{Settings, Source, registry_name};
 use crate::exit::{Exit, Kind};
 use crate::fixtures::Fixtures;
 use crate::image::{self, Kept};
-use crate::pg::{self, describe, in_schema};
+use crate::pg::{self, Database, describe, in_schema};
 use crate::serve::clock::now_ms;
 use crate::transport;
 
@@ -74,6 +74,12 @@ pub async fn run(settings: Settings) -> Result<ExitCode, Exit> {
                 subjects = subjects_of(fixtures.extensions.iter().map(|(_, document)| document));
             }
             Err(error) => lines.bad("fixtures", &error.message),
+        }
+    }
+    if let (Some(nearby), true) = (&settings.decide, settings.source != Source::Fixtures) {
+        match nearby_answers(nearby).await {
+            Ok(text) => Lines::good("decide-url", &text),
+            Err(why) => lines.bad("decide-url", &why),
         }
     }
     if let Some(client) = &nats {
@@ -188,6 +194,16 @@ async fn database(settings: &Settings, lines: &mut Lines) -> Result<Vec<(String,
     driver.abort();
     let rows = rows.map_err(|e| describe(&e))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// The standby that decides.
+async fn nearby_answers(nearby: &Database) -> Result<String, String> {
+    let (client, driver, schema, version) = pg::connect(nearby).await.map_err(|e| e.to_string())?;
+    let row = client.query_one("select pg_catalog.pg_is_in_recovery()", &[]).await;
+    driver.abort();
+    let standby: bool = row.map_err(|e| describe(&e))?.get(0);
+    let what = if standby { "a standby" } else { "no standby" };
+    Ok(format!("{what}, ext_registry {version} in schema {schema}"))
 }
 
 /// Preparing checks no rights; this does.

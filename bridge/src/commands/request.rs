@@ -203,9 +203,15 @@ async fn here(
                 postgres: false,
                 expected: false,
                 kept: Some(kept),
+                nearby: None,
                 fixtures: watch::channel(if image { None } else { Some(fixtures?) }).1,
             }
         }
+    };
+    let nearby = settings.decide.clone().filter(|_| sources.postgres);
+    let sources = Sources {
+        nearby: nearby.map(|nearby| watch::channel(Arc::new(nearby)).1),
+        ..sources
     };
     let (admin, _requests) = tokio::sync::mpsc::unbounded_channel();
     let (event_loop, handle) = EventLoop::start(

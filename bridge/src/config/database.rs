@@ -43,6 +43,28 @@ pub(super) fn default_image(registry: &str) -> Option<PathBuf> {
 
 /// How to reach Postgres: the address, then what it does not name from the other settings, then a password file.
 pub(super) fn database(all: &Options) -> Result<Database, Exit> {
+    at("db-url", all)
+}
+
+/// The standby that decides, if one is named: what its address does not say is as for Postgres itself.
+pub(super) fn nearby(all: &Options, postgres: &tokio_postgres::Config) -> Result<Option<Database>, Exit> {
+    let Some(url) = all.decide_url.clone().filter(|url| !url.is_empty()) else {
+        return Ok(None);
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let all = Options {
+        db_url: Some(url),
+        db_host: None,
+        db_port: None,
+        db_name: postgres.get_dbname().map(str::to_owned),
+        db_user: postgres.get_user().map(str::to_owned),
+        db_password: postgres.get_password().map(text),
+        ..all.clone()
+    };
+    at("decide-url", &all).map(Some)
+}
+
+fn at(key: &str, all: &Options) -> Result<Database, Exit> {
     let (url, ssl) = match all.db_url.as_deref().map(conninfo::split) {
         Some((url, ssl)) => (Some(url), ssl),
         None => (None, Ssl::default()),
@@ -50,7 +72,7 @@ pub(super) fn database(all: &Options) -> Result<Database, Exit> {
     let mut config = match url {
         Some(url) => url
             .parse::<tokio_postgres::Config>()
-            .map_err(|e| Exit::new(Kind::Config, format!("db-url is not a Postgres address: {e}")))?,
+            .map_err(|e| Exit::new(Kind::Config, format!("{key} is not a Postgres address: {e}")))?,
         None => tokio_postgres::Config::new(),
     };
     if config.get_hosts().is_empty() {

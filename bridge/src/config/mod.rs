@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use database::{database, default_image};
+use database::{database, default_image, nearby};
 
 pub use database::registry_name;
 pub use names::unknown_variables;
@@ -68,6 +68,8 @@ pub struct Settings {
     pub nats: NatsSettings,
     /// Postgres.
     pub database: Database,
+    /// The standby that decides in its place.
+    pub decide: Option<Database>,
     /// HTTP.
     pub http: SocketAddr,
     /// gRPC.
@@ -247,6 +249,7 @@ impl Settings {
             logging: Logging::from(all.log_level.as_deref(), all.log_format.as_deref())?,
             prefix,
             nats: nats::nats(&all)?,
+            decide: nearby(&all, &database.config)?,
             database,
             http,
             grpc,

@@ -128,6 +128,9 @@ options! {
     /// Postgres as a URL or key=value list; what it names is not taken from the other flags
     #[arg(long, global = true, env = "EXT_BRIDGE_DB_URL", value_name = "URL", help_heading = "Postgres", hide_env_values = true)]
     db_url: String,
+    /// A standby nearby that decides in the place of Postgres, as a URL or key=value list; login and TLS as far as it names none are those of Postgres. Its breakers are its own; outcomes also go to Postgres, into the history
+    #[arg(long, global = true, env = "EXT_BRIDGE_DECIDE_URL", value_name = "URL", help_heading = "Postgres", hide_env_values = true)]
+    decide_url: String,
     /// Host or socket directory; also EXTENSION_REGISTRY_DB_HOST, PGHOST [default: localhost]
     #[arg(long, global = true, env = "EXT_BRIDGE_DB_HOST", value_name = "HOST", help_heading = "Postgres")]
     db_host: String,

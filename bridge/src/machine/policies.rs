@@ -84,6 +84,14 @@ impl Policies {
         fresh
     }
 
+    /// All are read again before they are used again.
+    pub fn grow_old(&mut self) {
+        self.entries.retain(|_, entry| entry.asked || !entry.waiting.is_empty());
+        for entry in self.entries.values_mut() {
+            entry.policy = None;
+        }
+    }
+
     /// Takes the keys to read.
     pub fn take_wanted(&mut self) -> Vec<PolicyKey> {
         std::mem::take(&mut self.wanted)
@@ -135,7 +143,11 @@ mod tests {
         assert_eq!(policies.found(&key, &policy, 100), [first, second]);
         assert!(policies.get(&key, first, 200).is_some() && policies.take_wanted().is_empty());
         assert!(policies.get(&key, first, 600_000).is_some() && policies.take_wanted().len() == 1);
-        assert!(policies.get(&key, first, 1_200_000).is_none());
+        policies.grow_old();
+        assert!(policies.get(&key, first, 600_100).is_none());
+        assert_eq!(policies.found(&key, &policy, 600_200), [first]);
+        assert!(policies.get(&key, first, 600_300).is_some());
+        assert!(policies.get(&key, first, 1_700_000).is_none());
         assert_eq!(policies.found(&key, &Found::Nothing, 1_300_000), [first]);
         assert!(policies.get(&key, first, 1_300_001).is_none());
     }

@@ -5,7 +5,7 @@
 //! on the old one is still answered there. Settings that do not let in change nothing while the old connection stands.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -15,6 +15,9 @@ use crate::metrics::Metrics;
 
 /// What was asked on a connection that has been replaced may take so long; longer than any statement timeout.
 const LAST_ANSWERS: Duration = Duration::from_secs(15);
+
+/// A connection that ends sooner than that was of no use.
+const SHORT: Duration = Duration::from_secs(1);
 
 /// Links move to new settings one after another.
 static MOVING: Semaphore = Semaphore::const_new(1);
@@ -52,12 +55,14 @@ impl<F: Fn() + Send + 'static> Keeper<F> {
                     if failures > 0 {
                         tracing::info!(role = self.role.as_str(), "Postgres connected");
                     }
-                    failures = 0;
+                    let began = Instant::now();
                     self.metrics.postgres_connected.inc();
                     if !self.show(Some(&opened.0)) {
                         return;
                     }
                     self.keep(opened).await;
+                    // One that is of no use is not made again and again without a wait.
+                    failures = if began.elapsed() < SHORT { failures + 1 } else { 0 };
                     self.metrics.postgres_connected.dec();
                     self.metrics.reconnects.with_label_values(&["postgres"]).inc();
                     tracing::warn!(role = self.role.as_str(), "the connection to Postgres ended");

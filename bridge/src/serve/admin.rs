@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::event_loop::{AdminRequest, Control};
 use super::registry::Registry;
-use super::reload::Live;
+use super::reload::{Live, Reloader};
 use super::views::View;
 use crate::config::{Settings, Source};
 use crate::machine::InsideRequest;
@@ -28,11 +28,17 @@ pub fn key_fits(configured: Option<&str>, brought: Option<&str>) -> bool {
 }
 
 /// Answers requests until the loops are gone.
-pub async fn serve(live: Live, registry: Arc<Registry>, mut requests: mpsc::UnboundedReceiver<AdminRequest>) {
+pub async fn serve(
+    live: Live,
+    registry: Arc<Registry>,
+    reloader: Arc<Reloader>,
+    mut requests: mpsc::UnboundedReceiver<AdminRequest>,
+) {
     while let Some(request) = requests.recv().await {
         let (settings, registry) = (Arc::clone(&live.borrow()), Arc::clone(&registry));
+        let reloader = Arc::clone(&reloader);
         tokio::spawn(async move {
-            let answer = answer(&settings, &registry, &request).await;
+            let answer = answer(&settings, &registry, &reloader, &request).await;
             let Some(reply) = request.reply else { return };
             let mut headers = Headers::default();
             let body = match answer {
@@ -74,7 +80,12 @@ async fn by_extension(
     }
 }
 
-async fn answer(settings: &Settings, registry: &Registry, request: &AdminRequest) -> Result<Json, Failure> {
+async fn answer(
+    settings: &Settings,
+    registry: &Registry,
+    reloader: &Reloader,
+    request: &AdminRequest,
+) -> Result<Json, Failure> {
     if !key_fits(settings.api_key.as_deref(), request.key.as_deref()) {
         return Err(Failure::new(Code::Unauthorized, "x-api-key is missing or wrong"));
     }
@@ -122,7 +133,10 @@ async fn answer(settings: &Settings, registry: &Registry, request: &AdminRequest
             Ok(complexity(&policy))
         }
         "reload" => {
-            registry.refresh().await;
+            // What is still good decides on where something is not.
+            let reloaded = reloader.reload_registry().await;
+            registry.reload().await.map_err(|error| unavailable(&error))?;
+            reloaded.map_err(|error| Failure::new(Code::RegistryUnavailable, error.message))?;
             Ok(json!({"ok": true}))
         }
         other => Err(Failure::new(

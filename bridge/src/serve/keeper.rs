@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::clock::now_ms;
 use super::local::unix_us;
@@ -68,7 +68,7 @@ impl Keeper {
     }
 
     /// Keeps it for as long as the process lives.
-    pub async fn run(mut self, registry: Arc<Registry>, live: Live) {
+    pub async fn run(mut self, registry: Arc<Registry>, live: Live, anew: Arc<Notify>) {
         loop {
             self.follow(&live.borrow());
             let began = Instant::now();
@@ -79,7 +79,10 @@ impl Keeper {
                     AGAIN
                 }
             };
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = anew.notified() => self.document = None,
+            }
         }
     }
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{self, SignalKind};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::config::{Options, Settings, Source};
 use crate::exit::{Exit, Kind};
@@ -82,7 +82,11 @@ impl Status {
 
 /// Whether Postgres answers, or is worth waiting for.
 pub async fn postgres_answers(settings: &Settings) -> bool {
-    let answer = tokio::time::timeout(Duration::from_secs(3), pg::connect(&settings.database)).await;
+    let answer = tokio::time::timeout(
+        Duration::from_secs(3),
+        pg::connect(settings.decide.as_ref().unwrap_or(&settings.database)),
+    )
+    .await;
     match answer.unwrap_or(Err(pg::PgError::TimedOut)) {
         Ok((_, driver, _, version)) => {
             driver.abort();
@@ -119,6 +123,7 @@ async fn sources(
                 postgres: false,
                 expected: false,
                 kept: None,
+                nearby: None,
                 fixtures: fixtures.subscribe(),
             };
             (sources, None)
@@ -133,6 +138,7 @@ async fn sources(
                 postgres: true,
                 expected: postgres_answers(settings).await,
                 kept: Some(kept),
+                nearby: None,
                 fixtures: fixtures.subscribe(),
             };
             (sources, Some(keeper))
@@ -202,7 +208,8 @@ pub async fn run(settings: Settings, flags: Options, levels: Levels) -> Result<(
     let metrics = Metrics::new(settings.metrics_tenant_label);
     let senders = reload::Senders::new(&settings);
     let (live, databases) = (senders.live(), senders.databases());
-    let (sources, keeper) = sources(&settings, &senders.fixtures).await?;
+    let (mut sources, keeper) = sources(&settings, &senders.fixtures).await?;
+    sources.nearby = senders.nearby();
     let status = Arc::new(Status {
         loops: (0..settings.loops).map(|_| Arc::new(LoopState::default())).collect(),
         draining: AtomicBool::new(false),
@@ -227,20 +234,28 @@ pub async fn run(settings: Settings, flags: Options, levels: Levels) -> Result<(
         threads.push(thread);
         handles.push(handle);
     }
-    let reloader = Arc::new(reload::Reloader::new(flags, levels, senders, handles.clone()));
+    let anew = Arc::new(Notify::new());
+    let reloader = reload::Reloader::new(flags, levels, senders, handles.clone(), Arc::clone(&anew));
+    let reloader = Arc::new(reloader);
     let registry = registry::Registry::new(
         &settings,
         databases.clone(),
         sources,
         handles.clone(),
         Arc::clone(&metrics),
-    )?;
+    );
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(Arc::clone(&registry).tend());
     if let Some(keeper) = keeper {
-        tokio::spawn(keeper.run(Arc::clone(&registry), live.clone()));
+        tokio::spawn(keeper.run(Arc::clone(&registry), live.clone(), anew));
     }
-    tokio::spawn(admin::serve(live.clone(), Arc::clone(&registry), admin_requests));
+    let admin = admin::serve(
+        live.clone(),
+        Arc::clone(&registry),
+        Arc::clone(&reloader),
+        admin_requests,
+    );
+    tokio::spawn(admin);
     tokio::spawn(http::serve(
         http_listener,
         Arc::clone(&metrics),

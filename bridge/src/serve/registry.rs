@@ -7,15 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio_postgres::Row;
 
 use super::event_loop::{Control, Sources};
 use super::leader::Lead;
-use super::local;
 use super::views::{self, Views};
 use crate::config::{Settings, Source};
-use crate::exit::Exit;
 use crate::image::Image;
 use crate::machine::policies::PolicyKey;
 use crate::metrics::Metrics;
@@ -48,6 +46,8 @@ pub struct Registry {
     inner: Mutex<Inner>,
     sources: Sources,
     loops: Vec<mpsc::UnboundedSender<Control>>,
+    /// Told by Postgres of changes of the registry and moves of breakers.
+    changed: Arc<Notify>,
 }
 
 impl Registry {
@@ -58,26 +58,21 @@ impl Registry {
         sources: Sources,
         loops: Vec<mpsc::UnboundedSender<Control>>,
         metrics: Arc<Metrics>,
-    ) -> Result<Arc<Self>, Exit> {
+    ) -> Arc<Self> {
         let source = settings.source;
-        if source == Source::Fixtures {
-            for (kind, count) in local::fixtures(&settings.fixtures)?.counts() {
-                metrics
-                    .extensions
-                    .with_label_values(&["fixtures", kind])
-                    .set(count as i64);
-            }
-            metrics.syncs.with_label_values(&["success"]).inc();
-            tracing::info!(source = "fixtures", "Extension Registry synced");
-        }
-        Ok(Arc::new(Self {
+        let this = Arc::new(Self {
             databases,
             source,
             metrics,
             inner: Mutex::default(),
             sources,
             loops,
-        }))
+            changed: Arc::default(),
+        });
+        if source == Source::Fixtures {
+            this.show_fixtures();
+        }
+        this
     }
 
     /// Looks at the registry from time to time.
@@ -89,21 +84,21 @@ impl Registry {
         loop {
             let synced = {
                 let mut inner = self.inner.lock().await;
-                self.read(&mut inner).await
+                self.sync(&mut inner).await
             };
             match synced {
-                Ok(count) => {
+                Ok(_) => {
                     failures = 0;
-                    self.metrics.syncs.with_label_values(&["success"]).inc();
-                    tracing::info!(source = "database", extensions = count, "Extension Registry synced");
+                    // However much changes.
+                    tokio::time::sleep(MAX_AGE).await;
                     let mut databases = self.databases.clone();
                     tokio::select! {
                         () = tokio::time::sleep(SYNC) => {}
+                        () = self.changed.notified() => {}
                         Ok(()) = databases.changed() => {}
                     }
                 }
                 Err(error) => {
-                    self.metrics.syncs.with_label_values(&["error"]).inc();
                     if failures == 0 || failures.is_power_of_two() {
                         tracing::warn!(%error, "the registry cannot be read");
                     }
@@ -112,6 +107,46 @@ impl Registry {
                 }
             }
         }
+    }
+
+    /// Looks at the registry now, whatever is known of it. Waits five seconds at most.
+    pub async fn reload(&self) -> Result<(), PgError> {
+        if self.source == Source::Fixtures {
+            self.show_fixtures();
+            return Ok(());
+        }
+        let work = async {
+            let mut inner = self.inner.lock().await;
+            self.sync(&mut inner).await
+        };
+        let synced = tokio::time::timeout(Duration::from_secs(5), work).await;
+        synced.unwrap_or(Err(PgError::TimedOut)).map(drop)
+    }
+
+    /// Reads the registry, and says so.
+    async fn sync(&self, inner: &mut Inner) -> Result<i64, PgError> {
+        let read = self.read(inner).await;
+        match &read {
+            Ok(count) => {
+                self.metrics.syncs.with_label_values(&["success"]).inc();
+                tracing::info!(source = "database", extensions = count, "Extension Registry synced");
+            }
+            Err(_) => self.metrics.syncs.with_label_values(&["error"]).inc(),
+        }
+        read
+    }
+
+    fn show_fixtures(&self) {
+        let Some(image) = self.sources.fixtures.borrow().clone() else {
+            return;
+        };
+        self.metrics.extensions.reset();
+        for (kind, count) in image.counts() {
+            let series = self.metrics.extensions.with_label_values(&["fixtures", kind]);
+            series.set(count as i64);
+        }
+        self.metrics.syncs.with_label_values(&["success"]).inc();
+        tracing::info!(source = "fixtures", "Extension Registry synced");
     }
 
     /// Brings the series up to date, if they are older than a second. Waits two seconds at most.
@@ -193,8 +228,10 @@ impl Registry {
         if !inner.link.as_ref().is_some_and(usable) {
             inner.link = None;
             inner.last_event = 0;
+            let direct = Direct::open_told(&self.databases, Arc::clone(&self.changed)).await?;
+            direct.client.batch_execute("listen ext_registry").await?;
             inner.link = Some(Link {
-                direct: Direct::open(&self.databases).await?,
+                direct,
                 lead: Lead::new(LOCK),
             });
         }

@@ -9,7 +9,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, Notify, mpsc, watch};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::event_loop::{Applied, Control};
@@ -28,6 +28,7 @@ pub type Live = watch::Receiver<Arc<Settings>>;
 pub struct Senders {
     live: watch::Sender<Arc<Settings>>,
     databases: watch::Sender<Arc<Database>>,
+    nearby: Option<watch::Sender<Arc<Database>>>,
     /// The fixtures, once they have been read.
     pub fixtures: watch::Sender<Option<Arc<Image>>>,
 }
@@ -38,6 +39,10 @@ impl Senders {
         Self {
             live: watch::Sender::new(Arc::new(settings.clone())),
             databases: watch::Sender::new(Arc::new(settings.database.clone())),
+            nearby: settings
+                .decide
+                .clone()
+                .map(|nearby| watch::Sender::new(Arc::new(nearby))),
             fixtures: watch::Sender::new(None),
         }
     }
@@ -50,6 +55,11 @@ impl Senders {
     /// How to reach Postgres.
     pub fn databases(&self) -> Databases {
         self.databases.subscribe()
+    }
+
+    /// How to reach the standby that decides, where there is one.
+    pub fn nearby(&self) -> Option<Databases> {
+        self.nearby.as_ref().map(watch::Sender::subscribe)
     }
 }
 
@@ -67,11 +77,19 @@ pub struct Reloader {
     senders: Senders,
     loops: Vec<mpsc::UnboundedSender<Control>>,
     files: Mutex<Files>,
+    /// Told when the image of the registry shall be read anew.
+    keeper: Arc<Notify>,
 }
 
 impl Reloader {
     /// For a process that was started with these flags.
-    pub fn new(flags: Options, levels: Levels, senders: Senders, loops: Vec<mpsc::UnboundedSender<Control>>) -> Self {
+    pub fn new(
+        flags: Options,
+        levels: Levels,
+        senders: Senders,
+        loops: Vec<mpsc::UnboundedSender<Control>>,
+        keeper: Arc<Notify>,
+    ) -> Self {
         let files = Mutex::new(Files::of(&senders.live.borrow()));
         Self {
             flags,
@@ -79,7 +97,24 @@ impl Reloader {
             senders,
             loops,
             files,
+            keeper,
         }
+    }
+
+    /// Forgets what is known of the registry: policies, the image and the fixtures are read again. Settings stay.
+    pub async fn reload_registry(&self) -> Result<(), Exit> {
+        let settings = Arc::clone(&self.senders.live.borrow());
+        let source = settings.source;
+        let read = tokio::task::spawn_blocking(move || super::fixtures(&settings)).await;
+        let read = read.unwrap_or_else(|e| Err(Exit::new(Kind::Internal, e.to_string())))?;
+        if source != Source::Database {
+            self.senders.fixtures.send_replace(read);
+        }
+        self.keeper.notify_one();
+        for event_loop in &self.loops {
+            let _ = event_loop.send(Control::Reload); // a loop that has ended knows nothing
+        }
+        Ok(())
     }
 
     /// Reads everything again. What is wrong has been logged when this returns.
@@ -110,6 +145,11 @@ impl Reloader {
         }
         if new.database != old.database || files.postgres != read.files.postgres {
             self.senders.databases.send_replace(Arc::new(new.database.clone()));
+        }
+        if let (Some(sender), Some(nearby)) = (&self.senders.nearby, &new.decide)
+            && (new.decide != old.decide || files.postgres != read.files.postgres)
+        {
+            sender.send_replace(Arc::new(nearby.clone()));
         }
         *files = read.files;
         let changed = new.options.differing(&old.options).join(", ").replace('_', "-");
@@ -158,6 +198,7 @@ fn read(flags: Options, old: &Settings) -> Result<Read, Exit> {
         ("http-addr", asked.http != old.http),
         ("grpc-addr", asked.grpc != old.grpc),
         ("loops", asked.loops != old.loops),
+        ("decide-url", asked.decide.is_some() != old.decide.is_some()),
         ("probe-interval", asked.probe_interval != old.probe_interval),
         ("discover", asked.discover != old.discover),
         (
@@ -181,6 +222,9 @@ fn read(flags: Options, old: &Settings) -> Result<Read, Exit> {
     (settings.http, settings.grpc) = (old.http, old.grpc);
     settings.metrics_tenant_label = old.metrics_tenant_label;
     settings.nats = old.nats.clone();
+    if settings.decide.is_some() != old.decide.is_some() {
+        settings.decide.clone_from(&old.decide);
+    }
     (settings.probe_interval, settings.discover) = (old.probe_interval, old.discover);
     settings.options.clone_from(&asked.options);
     Ok(Read {

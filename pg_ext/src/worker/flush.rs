@@ -15,7 +15,7 @@ use pgrx::spi::{self, Spi, SpiClient};
 use pgrx::{PgOid, Uuid, pg_sys};
 
 use crate::shmem::{Database, Moved, Shared, Slot, VERSION};
-use crate::{clock, guc, invalidate};
+use crate::{clock, guc, invalidate, session};
 
 /// The state of writing down, of one database.
 pub struct Flusher {
@@ -28,6 +28,8 @@ pub struct Flusher {
     /// By key of the target: the minutes whose metrics are written, with the number of outcomes they had then. An earlier minute
     /// than the last can still grow: by outcomes that were gathered elsewhere.
     minutes: HashMap<u64, Vec<(u64, u64)>>,
+    /// So many changes of the registry have been told.
+    told: u64,
 }
 
 /// A copy of one target.
@@ -59,6 +61,7 @@ impl Flusher {
             schema,
             extensions,
             minutes: HashMap::new(),
+            told: 0,
         })
     }
 
@@ -223,6 +226,19 @@ impl Flusher {
             shared.head.reporters[batch.place].flushed.store(batch.seq, Relaxed);
         }
         database.flushed_us.store(now_us, Relaxed);
+    }
+
+    /// Tells who listens on the channel `ext_registry` that the registry has changed or a breaker has moved. The triggers cannot:
+    /// a transaction that notifies cannot be prepared.
+    pub fn tell(&mut self) {
+        let changes = session::with(|session| session.changes);
+        if changes == self.told {
+            return;
+        }
+        let sql = "select pg_catalog.pg_notify('ext_registry', '')";
+        if transaction(|client| client.update(sql, None, &[]).map(drop)).is_some() {
+            self.told = changes;
+        }
     }
 
     /// The database.

@@ -139,6 +139,7 @@ fn run(shared: &Shared, database: &Database, flusher: &mut Flusher) {
             flusher.events(shared, database);
             if due {
                 flusher.counts(shared, database, now_us);
+                flusher.tell();
             }
             if housekept_us + HOUSEKEEPING_US <= now_us {
                 housekept_us = now_us;

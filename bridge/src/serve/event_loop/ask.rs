@@ -8,6 +8,7 @@ use super::super::fallback::{Decides, Fallback};
 use super::super::local::unix_us;
 use super::{EventLoop, standing};
 use crate::batch::UNDER_WAY;
+use crate::batch::gather::Gatherer;
 use crate::machine::policies::Found;
 use crate::machine::{Decision, Question, Target, Undecided};
 
@@ -23,12 +24,19 @@ impl EventLoop {
             if answered.rows.is_err() {
                 self.metrics.batch_failures.with_label_values(&["decide"]).inc();
             }
-            let (machine, declined) = (&mut self.machine, &mut self.declined);
+            let (machine, declined, gatherer) = (&mut self.machine, &mut self.declined, &mut self.gatherer);
+            let nearby = self.links.as_ref().is_some_and(|links| links.merge.is_some());
             let elsewhere = self.fallback.is_some();
             let mut ticket = 0;
             let again = self.decider.settle(answered, now, |question, answer| {
                 if let Ok(decision) = &answer {
                     ticket = decision.ticket.max(ticket);
+                }
+                if nearby
+                    && let Ok(decision) = &answer
+                    && !machine.is_preview(question)
+                {
+                    gather_refusal(gatherer, question, decision);
                 }
                 if elsewhere && answer == Err(Undecided::Unavailable) {
                     declined.push(question.clone());
@@ -54,6 +62,7 @@ impl EventLoop {
         let decide = self.links.as_ref().and_then(|links| standing(&links.decide));
         let side = self.links.as_ref().and_then(|links| standing(&links.side));
         let report = self.links.as_ref().and_then(|links| standing(&links.report));
+        let by_name = self.links.as_ref().and_then(|links| standing(links.by_name()));
         let timeout_us = self.machine.settings.decide_timeout_us;
         let slow = |since: Option<u64>| since.is_some_and(|since| now.saturating_sub(since) >= timeout_us);
         let others = self.fallback.as_ref().map_or(Decides::Nobody, Fallback::decides);
@@ -100,6 +109,8 @@ impl EventLoop {
         if let Some(conn) = report {
             self.reporter.send(&conn, now);
             began |= !self.reporter.all_applied();
+        }
+        if let Some(conn) = by_name {
             began |= self.gatherer.send(&conn, now, self.draining.is_some());
         }
         if began {
@@ -120,7 +131,14 @@ impl EventLoop {
             }
         }
         if self.machine.reports_due().is_some_and(|at| now >= at) && self.reporter.has_room() {
-            self.reporter.add(self.machine.take_reports(REPORTS), minute);
+            let reports = self.machine.take_reports(REPORTS);
+            if self.links.as_ref().is_some_and(|links| links.merge.is_some()) {
+                // A standby writes no history: the primary does.
+                for report in &reports {
+                    self.gatherer.add(report, minute);
+                }
+            }
+            self.reporter.add(reports, minute);
         }
         for outcomes in self.reporter.take_forgotten() {
             tracing::info!(
@@ -188,17 +206,22 @@ impl EventLoop {
             && !preview
         {
             self.metrics.fallbacks.with_label_values(&[decides.as_str()]).inc();
-            if let (false, "extension_circuit_open", Some(version)) =
-                (decision.allowed, decision.reason.as_str(), &decision.version)
-            {
-                let target = Target {
-                    extension_id: Rc::clone(&question.extension_id),
-                    version: Rc::from(version.as_str()),
-                    instance_id: None,
-                };
-                self.gatherer.refused(&target, unix_us() / 60_000_000);
-            }
+            gather_refusal(&mut self.gatherer, question, decision);
         }
         answer
+    }
+}
+
+/// A refusal by an open breaker belongs into the history; whoever refused has none.
+fn gather_refusal(gatherer: &mut Gatherer, question: &Question, decision: &Decision) {
+    if let (false, "extension_circuit_open", Some(version)) =
+        (decision.allowed, decision.reason.as_str(), &decision.version)
+    {
+        let target = Target {
+            extension_id: Rc::clone(&question.extension_id),
+            version: Rc::from(version.as_str()),
+            instance_id: None,
+        };
+        gatherer.refused(&target, unix_us() / 60_000_000);
     }
 }

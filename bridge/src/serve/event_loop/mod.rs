@@ -48,6 +48,8 @@ pub enum Control {
     Apply(Box<Applied>),
     /// A connection to Postgres came or went.
     Changed,
+    /// Read policies again.
+    Reload,
     /// Tell what the loop has seen itself, if Postgres does not decide for it.
     Look(oneshot::Sender<Option<Views>>),
     /// Answer an admin request.
@@ -109,6 +111,15 @@ struct Links {
     decide: Link,
     report: Link,
     side: Link,
+    /// To the primary, where a standby decides.
+    merge: Option<Link>,
+}
+
+impl Links {
+    /// By which outcomes go that are counted by name.
+    fn by_name(&self) -> &Link {
+        self.merge.as_ref().unwrap_or(&self.report)
+    }
 }
 
 /// The connection of a link, if it stands.
@@ -210,6 +221,7 @@ impl EventLoop {
                 }
                 Control::Apply(applied) => self.apply(*applied),
                 Control::Changed => {}
+                Control::Reload => self.machine.policies.grow_old(),
                 Control::Look(tell) => {
                     let now = self.now();
                     let local = match self.decides {

@@ -32,6 +32,8 @@ pub struct Sources {
     pub expected: bool,
     /// The last known good image, as it comes and changes.
     pub kept: Option<watch::Receiver<Option<Kept>>>,
+    /// A standby that decides in the place of Postgres.
+    pub nearby: Option<pg::Databases>,
     /// Fixtures, where there are any; they may be read again.
     pub fixtures: watch::Receiver<Option<Arc<Image>>>,
 }
@@ -43,6 +45,7 @@ impl Sources {
             postgres: true,
             expected: false,
             kept: None,
+            nearby: None,
             fixtures: watch::channel(None).1,
         }
     }
@@ -53,6 +56,7 @@ impl Sources {
             postgres: false,
             expected: false,
             kept: None,
+            nearby: None,
             fixtures: watch::channel(Some(image)).1,
         }
     }
@@ -78,16 +82,18 @@ impl EventLoop {
             transport.subscribe(Channel::Micro, subject, None).await?;
         }
         let links = sources.postgres.then(|| {
-            let open = |role| {
+            let open = |role, databases: &pg::Databases| {
                 let changed = handle.clone();
                 pg::link(databases.clone(), role, Arc::clone(&metrics), move || {
                     let _ = changed.send(Control::Changed);
                 })
             };
+            let decides = sources.nearby.as_ref().unwrap_or(&databases);
             Links {
-                decide: open(Role::Decide),
-                report: open(Role::Report),
-                side: open(Role::Side),
+                decide: open(Role::Decide, decides),
+                report: open(Role::Report, decides),
+                side: open(Role::Side, decides),
+                merge: sources.nearby.is_some().then(|| open(Role::Merge, &databases)),
             }
         });
         let fallback = (sources.kept.is_some() || sources.fixtures.borrow().is_some()).then(|| {
@@ -140,9 +146,9 @@ impl EventLoop {
             quiet_us: 0,
             busy_until_us: 0,
             declined: Vec::new(),
-            gatherer: Gatherer::new(Arc::clone(&metrics)),
+            gatherer: Gatherer::new(sources.nearby.is_some(), Arc::clone(&metrics)),
             decider: Decider::default(),
-            reporter: Reporter::new(Arc::clone(&metrics)),
+            reporter: Reporter::new(sources.nearby.is_some(), Arc::clone(&metrics)),
             side: Side::default(),
             micro,
             metrics,

@@ -37,14 +37,20 @@ impl EventLoop {
         {
             give_up(&conn, Role::Side);
         }
-        if let Some(conn) = standing(&links.report) {
-            let since = self
-                .reporter
-                .unanswered_since(conn.id)
-                .or(self.gatherer.unanswered_since());
-            if stuck(since, REPORT_STUCK_US) {
-                give_up(&conn, Role::Report);
-            }
+        if let Some(conn) = standing(&links.report)
+            && stuck(self.reporter.unanswered_since(conn.id), REPORT_STUCK_US)
+        {
+            give_up(&conn, Role::Report);
+        }
+        if let Some(conn) = standing(links.by_name())
+            && stuck(self.gatherer.unanswered_since(), REPORT_STUCK_US)
+        {
+            let role = if links.merge.is_some() {
+                Role::Merge
+            } else {
+                Role::Report
+            };
+            give_up(&conn, role);
         }
     }
 

@@ -21,9 +21,9 @@ use tokio::time::Instant;
 
 use super::leader::{Lead, key_of};
 use crate::config::{Settings, Source};
-use crate::serve::reload::Live;
 use crate::metrics::Metrics;
 use crate::pg::{Databases, Direct, PgError};
+use crate::serve::reload::Live;
 use crate::transport::TransportError;
 use discover::Discovery;
 use line::Line;
