@@ -214,10 +214,10 @@ comment on function @extschema@._ext_discovered() is
     'Trigger: keeps roles that may not update extension_instances to the rows that services registered themselves.';
 
 create trigger discovered_inserted before insert on @extschema@.extension_instances
-    for each row when (not new.metadata @> '{"discovered": true}')
+    for each row when ((new.metadata @> '{"discovered": true}') is not true)
     execute function @extschema@._ext_discovered();
 create trigger discovered_deleted before delete on @extschema@.extension_instances
-    for each row when (not old.metadata @> '{"discovered": true}')
+    for each row when ((old.metadata @> '{"discovered": true}') is not true)
     execute function @extschema@._ext_discovered();
 
 -- Advice for people at psql. Two statements do less than one may think: UPDATE extensions ... WHERE version = 'v2' (versions

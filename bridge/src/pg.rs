@@ -27,6 +27,8 @@ pub struct Database {
     pub config: Config,
     /// How the way there is protected.
     pub tls: Tls,
+    /// It must be a standby: outcomes also go to the primary, so a server that writes its own history would count them twice.
+    pub standby: bool,
 }
 
 /// How to reach it now: the settings may change while the process runs.
@@ -93,6 +95,9 @@ pub enum PgError {
     /// The database lacks the extension.
     #[error("the database has no extension ext_registry; run CREATE EXTENSION ext_registry")]
     NoExtension,
+    /// What must be a standby is none.
+    #[error("decide-url names no standby; name one, or this server by db-url")]
+    NoStandby,
     /// A file for TLS cannot be read, which it could at start.
     #[error(transparent)]
     File(#[from] BadFile),
@@ -187,6 +192,10 @@ async fn connect_with(
                 }
             }
         });
+        let sql = "select pg_catalog.pg_is_in_recovery()";
+        if database.standby && !client.query_one(sql, &[]).await?.get::<_, bool>(0) {
+            return Err(PgError::NoStandby);
+        }
         match client.query_opt(include_str!("queries/extension.sql"), &[]).await? {
             None => Err(PgError::NoExtension),
             Some(row) => Ok((client, driver, quoted(row.get(0)), row.get(1))),

@@ -106,6 +106,48 @@ async fn a_standby_decides_and_the_primary_counts() {
     drop(bridge);
 }
 
+/// Who writes its own history would have each outcome twice.
+#[tokio::test]
+async fn a_primary_is_refused_also_one_that_was_a_standby() {
+    let nats = Nats::start();
+    let primary = Postgres::start(&["ext_registry.flush_interval = '50ms'"]);
+    primary.make_database(DATABASE);
+    let writer = primary.connect(DATABASE).await;
+    writer
+        .execute("select ext_import($1)", &[&registry::fixtures()])
+        .await
+        .expect("the fixtures are good");
+    let url = format!("postgres://127.0.0.1:{}", primary.port());
+    let checked = bridge::run_on(&nats, &primary, DATABASE, &["check", "--decide-url", &url], "");
+    let checked = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(
+        checked.contains("FAIL  decide-url: decide-url names no standby"),
+        "{checked}"
+    );
+
+    let standby = primary.standby(&["ext_registry.flush_interval = '50ms'"]);
+    let reader = standby.connect(DATABASE).await;
+    writer.await_replay(&reader).await;
+    let _services = Services::start(&nats, &[]).await;
+    let caller = Caller::new(&nats).await;
+    let url = format!("postgres://127.0.0.1:{}", standby.port());
+    let bridge = Bridge::start_on(&nats, &primary, DATABASE, &["--decide-url", url.as_str()]);
+    let call = async || {
+        let reply = caller
+            .invoke("normalize_text", &json!({ "payload": { "text": "x" } }))
+            .await;
+        reply.error().map(|(code, _)| code.to_owned())
+    };
+    assert_eq!(call().await, None);
+    reader.run("select pg_promote()").await;
+    eventually(SOON, async || match call().await {
+        Some(code) if code == "registry_unavailable" => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    assert!(bridge.log().contains("was promoted"), "{}", bridge.log());
+}
+
 #[tokio::test]
 async fn an_address_that_is_none_is_refused() {
     let nats = Nats::start();

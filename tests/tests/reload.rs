@@ -1,6 +1,7 @@
 //! SIGHUP: what is read again, what is not, and that nobody notices but by what was asked for.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use ext_registry_tests::postgres::must_succeed;
 use ext_registry_tests::process::Directory;
-use ext_registry_tests::{Bridge, Caller, Nats, Postgres, Services, eventually, places, wait_until};
+use ext_registry_tests::{Bridge, Caller, Nats, Postgres, Services, eventually, http, places, ports, wait_until};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -322,4 +323,73 @@ async fn every_line_of_a_json_log_is_an_object_without_bodies_or_secrets() {
             "{wanted}: {messages:?}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_gets_a_new_login_while_calls_go_on() {
+    let watch = ports::free();
+    let conf = format!(
+        r#"http: "127.0.0.1:{watch}"
+        no_auth_user: guest
+        authorization {{ users = [
+            {{user: guest, password: guest}}, {{user: first, password: one}}, {{user: second, password: two}}
+        ] }}"#
+    );
+    let nats = Nats::start_configured(&conf, &[]);
+    // How many connections of the bridge each of the two users has.
+    let logins = || {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, watch));
+        let (_, body) = http::get(address, "/connz?auth=1").expect("nats-server listens");
+        let found: Value = serde_json::from_str(&body).expect("JSON");
+        let connections = found["connections"].as_array().cloned().unwrap_or_default();
+        let of = |user: &str| connections.iter().filter(|c| c["authorized_user"] == user).count();
+        (of("first"), of("second"))
+    };
+    let file = File::new("nats-user = \"first\"\nnats-password = \"one\"\n");
+    let flags = ["--config", file.path(), "--loops", "2"];
+    let bridge = Bridge::start_on_fixtures(&nats, &flags);
+    let services = Services::start(&nats, &["a"]).await;
+    let caller = Caller::new(&nats).await;
+    assert_eq!(logins(), (2, 0));
+    let (over, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let calls: Vec<_> = (0..4)
+        .map(|_| {
+            let (caller, over, made) = (caller.clone(), Arc::clone(&over), Arc::clone(&made));
+            tokio::spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    let body = json!({"payload": {"text": "x"}});
+                    assert_eq!(caller.invoke("normalize_text", &body).await.error(), None);
+                    made.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let go_on = || {
+        let before = made.load(Ordering::Relaxed);
+        wait_until("calls go on", SOON, || made.load(Ordering::Relaxed) > before + 100);
+    };
+    go_on();
+
+    // Refused: it is said, without the password, and the connections that stand serve.
+    let log = file.change(&bridge, "nats-user = \"second\"\nnats-password = \"wr0ng\"\n");
+    assert!(
+        log.contains("the way to NATS stays as it was") && !log.contains("wr0ng"),
+        "{log}"
+    );
+    assert_eq!(logins(), (2, 0));
+    go_on();
+
+    file.change(&bridge, "nats-user = \"second\"\nnats-password = \"two\"\n");
+    wait_until("the old connections are gone", SOON, || logins() == (0, 2));
+    go_on();
+    over.store(true, Ordering::Relaxed);
+    for call in calls {
+        call.await.expect("no call fails");
+    }
+    assert_eq!(
+        services.served("normalize_text").await,
+        made.load(Ordering::Relaxed) as u64,
+        "each was made once"
+    );
+    assert_eq!(bridge.readiness(), 200);
 }

@@ -103,6 +103,7 @@ pub struct Reporter {
     forgotten: Vec<Outcomes>,
     /// What was applied needs no longer be kept.
     to_standby: bool,
+    promoted: bool,
     metrics: Arc<Metrics>,
 }
 
@@ -121,6 +122,7 @@ impl Reporter {
             asked_us: 0,
             forgotten: Vec::new(),
             to_standby,
+            promoted: false,
             metrics,
         }
     }
@@ -210,6 +212,11 @@ impl Reporter {
         }
     }
 
+    /// Whether what was a standby has turned out to be a primary by now.
+    pub fn take_promoted(&mut self) -> bool {
+        std::mem::take(&mut self.promoted)
+    }
+
     /// Takes what Postgres no longer had a ticket for.
     pub fn take_forgotten(&mut self) -> Vec<Outcomes> {
         std::mem::take(&mut self.forgotten)
@@ -264,6 +271,8 @@ impl Reporter {
     /// Postgres has taken a batch: so many of it were applied now, and this number is the last on disk.
     fn answered(&mut self, position: usize, applied: i32, flushed: i64) {
         if self.to_standby {
+            // Only a primary writes anything down.
+            self.promoted |= flushed > 0;
             if let Some(batch) = self.kept.remove(position) {
                 self.outcomes -= batch.outcomes.len();
             }

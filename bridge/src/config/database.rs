@@ -61,7 +61,11 @@ pub(super) fn nearby(all: &Options, postgres: &tokio_postgres::Config) -> Result
         db_password: postgres.get_password().map(text),
         ..all.clone()
     };
-    at("decide-url", &all).map(Some)
+    let nearby = at("decide-url", &all)?;
+    Ok(Some(Database {
+        standby: true,
+        ..nearby
+    }))
 }
 
 fn at(key: &str, all: &Options) -> Result<Database, Exit> {
@@ -116,7 +120,11 @@ fn at(key: &str, all: &Options) -> Result<Database, Exit> {
         .connect_timeout(Duration::from_secs(5))
         .tcp_user_timeout(Duration::from_secs(20))
         .keepalives_idle(Duration::from_secs(20));
-    Ok(Database { config, tls })
+    Ok(Database {
+        config,
+        tls,
+        standby: false,
+    })
 }
 
 /// How the way is protected: as libpq has it, but that `prefer` never verifies. Sockets of this machine need no TLS.

@@ -252,6 +252,13 @@ impl Machine {
             .is_some_and(|call| call.sent == token.attempt && call.state == State::Deciding)
     }
 
+    /// Whether an attempt of it that was sent until then waits for its reply.
+    pub(crate) fn is_out_since(&self, token: Token, until_us: u64) -> bool {
+        self.calls
+            .get(token)
+            .is_some_and(|call| matches!(call.state, State::Waiting { sent_us, .. } if sent_us <= until_us))
+    }
+
     fn set_timer(&mut self, token: Token, at_us: u64) {
         if let Some(call) = self.calls.get_mut(token) {
             self.wheel.cancel(call.timer);

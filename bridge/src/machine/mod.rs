@@ -442,6 +442,28 @@ impl Machine {
         }
     }
 
+    /// A connection that is no longer the one in use was lost: so are the attempts that went by it, those sent until `until_us`.
+    pub fn on_old_connection_lost(&mut self, until_us: u64, now: u64) {
+        for token in self.calls.tokens() {
+            if self.is_out_since(token, until_us) {
+                self.call_lost(token, now);
+            }
+        }
+    }
+
+    /// Whether an attempt that was sent until then still waits for its reply.
+    pub fn waits_for_replies_until(&self, until_us: u64) -> bool {
+        self.calls
+            .tokens()
+            .into_iter()
+            .any(|token| self.is_out_since(token, until_us))
+    }
+
+    /// From now on replies are asked for under this inbox. Those under the former ones of the same loop still count.
+    pub fn move_to(&mut self, inbox: Inbox) {
+        self.inbox = inbox;
+    }
+
     /// A message could not be handed to NATS.
     pub fn on_unsent(&mut self, message: &Outbound, now: u64) {
         if let Some(token) = message.reply.as_ref().and_then(|reply| self.inbox.token(reply)) {

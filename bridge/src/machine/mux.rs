@@ -1,6 +1,10 @@
 //! The inbox: one wildcard subscription for all replies. A reply's subject carries the token of the attempt it answers.
+//!
+//! Each connection has an inbox of its own below the loop's prefix, so that a reply comes by one connection only; the replies
+//! to all of them are known.
 
 use super::slab::Token;
+use super::text::Digits;
 
 /// The token of one attempt of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,10 +17,13 @@ pub struct AttemptToken {
 
 const DIGITS: usize = 16;
 
-/// The inbox of one loop.
+/// The inbox of one loop on one connection.
 #[derive(Debug, Clone)]
 pub struct Inbox {
+    /// The loop's, with the dot at its end.
     prefix: String,
+    /// Which of the loop's connections.
+    connection: u32,
 }
 
 impl Inbox {
@@ -24,12 +31,22 @@ impl Inbox {
     pub fn new(unique: &str) -> Self {
         Self {
             prefix: format!("{unique}."),
+            connection: 0,
+        }
+    }
+
+    /// The same loop's inbox on its next connection.
+    #[must_use]
+    pub fn next(&self) -> Self {
+        Self {
+            prefix: self.prefix.clone(),
+            connection: self.connection.wrapping_add(1),
         }
     }
 
     /// What to subscribe to.
     pub fn wildcard(&self) -> String {
-        format!("{}*", self.prefix)
+        format!("{}{}.*", self.prefix, self.connection)
     }
 
     /// The reply subject of an attempt.
@@ -37,17 +54,23 @@ impl Inbox {
         let packed = u64::from(token.call.generation) << 32
             | u64::from(token.call.index & 0xff_ffff) << 8
             | u64::from(token.attempt);
-        let mut text = String::with_capacity(self.prefix.len() + DIGITS);
+        let connection = Digits::of(u64::from(self.connection));
+        let mut text = String::with_capacity(self.prefix.len() + connection.as_str().len() + 1 + DIGITS);
         text.push_str(&self.prefix);
+        text.push_str(connection.as_str());
+        text.push('.');
         for shift in (0..DIGITS as u32).rev() {
             text.push(char::from(b"0123456789abcdef"[(packed >> (shift * 4) & 15) as usize]));
         }
         text
     }
 
-    /// The attempt that a reply subject names; `None` for anything this inbox did not write.
+    /// The attempt that a reply subject names, whichever connection it went by; `None` for anything this loop did not write.
     pub fn token(&self, subject: &str) -> Option<AttemptToken> {
-        let digits = subject.strip_prefix(self.prefix.as_str())?;
+        let (connection, digits) = subject.strip_prefix(self.prefix.as_str())?.split_once('.')?;
+        if !connection.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
         if digits.len() != DIGITS || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
             return None;
         }
@@ -75,6 +98,11 @@ mod tests {
                 attempt,
             };
             assert_eq!(inbox.token(&inbox.subject(token)), Some(token));
+            // By another connection, too; but under a subject that the first does not receive.
+            let next = inbox.next();
+            assert_eq!(inbox.token(&next.subject(token)), Some(token));
+            assert_ne!(inbox.subject(token), next.subject(token));
+            assert_ne!(inbox.wildcard(), next.wildcard());
         }
     }
 
@@ -85,8 +113,10 @@ mod tests {
             "",
             "_INBOX.abc.",
             "_INBOX.abc.12",
-            "_INBOX.abd.0000000000000000",
-            "_INBOX.abc.+000000000000000",
+            "_INBOX.abc.0000000000000000",
+            "_INBOX.abd.0.0000000000000000",
+            "_INBOX.abc.0.+000000000000000",
+            "_INBOX.abc.x.0000000000000000",
         ] {
             assert_eq!(inbox.token(subject), None, "{subject}");
         }

@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 use async_nats::HeaderMap;
 use tokio_postgres::types::ToSql;
 
-use super::leader::{Lead, key_of};
+use super::leader::{End, Lead, key_of};
 use super::reload::Live;
-use crate::config::{Settings, Source};
+use crate::config::Source;
 use crate::pg::{Databases, Direct, PgError, RawJsonb};
 use crate::transport::{self, TransportError};
 
@@ -60,8 +60,7 @@ pub async fn serve(live: Live, databases: Databases, source: Source) {
     }
     let mut failures = 0_u32;
     loop {
-        let settings = Arc::clone(&live.borrow());
-        let error = match follow_and_lead(&settings, &databases, &mut failures).await {
+        let error = match follow_and_lead(&live, &databases, &mut failures).await {
             Ok(End::Standby) => "the database is a standby".to_owned(),
             Ok(End::Moved) => continue,
             Err(error) => error.to_string(),
@@ -77,16 +76,9 @@ pub async fn serve(live: Live, databases: Databases, source: Source) {
     }
 }
 
-/// Why there is nothing to publish on a connection.
-enum End {
-    /// Its primary's bridges publish.
-    Standby,
-    /// The settings name another database, or another login.
-    Moved,
-}
-
 /// On one connection, until an error.
-async fn follow_and_lead(settings: &Settings, databases: &Databases, failures: &mut u32) -> Result<End, EventsError> {
+async fn follow_and_lead(live: &Live, databases: &Databases, failures: &mut u32) -> Result<End, EventsError> {
+    let settings = Arc::clone(&live.borrow());
     let direct = Direct::open(databases).await?;
     let standby = direct
         .client
@@ -118,7 +110,7 @@ async fn follow_and_lead(settings: &Settings, databases: &Databases, failures: &
     loop {
         let more = in_time(publisher.turn()).await?;
         *failures = 0;
-        if publisher.direct.is_outdated(databases) {
+        if publisher.direct.is_outdated(databases) || live.borrow().nats != settings.nats {
             return Ok(End::Moved);
         }
         if !more {

@@ -27,6 +27,14 @@ impl Lead {
     }
 }
 
+/// Why there is nothing to do on a connection.
+pub enum End {
+    /// It is to a standby: the primary's bridges do it.
+    Standby,
+    /// The settings name another database, another NATS, or another login.
+    Moved,
+}
+
 /// A key for a name: FNV-1a, the same in every version.
 pub fn key_of(name: &str) -> i64 {
     name.bytes()

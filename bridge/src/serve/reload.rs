@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::event_loop::{Applied, Control};
+use super::event_loop::{Applied, Control, move_all};
 use crate::config::{Options, Settings, Source};
 use crate::exit::{Exit, Kind};
 use crate::image::Image;
@@ -103,16 +103,16 @@ impl Reloader {
 
     /// Forgets what is known of the registry: policies, the image and the fixtures are read again. Settings stay.
     pub async fn reload_registry(&self) -> Result<(), Exit> {
+        self.keeper.notify_one();
+        for event_loop in &self.loops {
+            let _ = event_loop.send(Control::Reload); // a loop that has ended knows nothing
+        }
         let settings = Arc::clone(&self.senders.live.borrow());
         let source = settings.source;
         let read = tokio::task::spawn_blocking(move || super::fixtures(&settings)).await;
         let read = read.unwrap_or_else(|e| Err(Exit::new(Kind::Internal, e.to_string())))?;
         if source != Source::Database {
             self.senders.fixtures.send_replace(read);
-        }
-        self.keeper.notify_one();
-        for event_loop in &self.loops {
-            let _ = event_loop.send(Control::Reload); // a loop that has ended knows nothing
         }
         Ok(())
     }
@@ -125,7 +125,7 @@ impl Reloader {
         let flags = self.flags.clone();
         let read = tokio::task::spawn_blocking(move || read(flags, &old)).await;
         let read = read.unwrap_or_else(|e| Err(Exit::new(Kind::Internal, e.to_string())));
-        let read = match read {
+        let mut read = match read {
             Ok(read) => read,
             Err(error) => {
                 tracing::error!(%error, "the settings cannot be used, and stay as they were");
@@ -133,13 +133,22 @@ impl Reloader {
             }
         };
         let old = Arc::clone(&self.senders.live.borrow());
-        let new = Arc::new(read.settings);
         for key in &read.needs_restart {
             tracing::warn!("{key}: needs a restart");
         }
+        let mut moved = Ok(());
         if old.nats != read.nats || files.nats != read.files.nats {
-            nats_changed(&old.nats, &read.nats);
+            match move_all(&self.loops, &read.nats).await {
+                Ok(()) => read.settings.nats = read.nats,
+                Err(error) => {
+                    tracing::error!(%error, "the way to NATS stays as it was");
+                    read.files.nats = files.nats;
+                    moved = Err(Exit::new(Kind::Nats, error.to_string()));
+                }
+            }
+            super::warn_of_plain_nats(&read.settings);
         }
+        let new = Arc::new(read.settings);
         if new.logging != old.logging {
             self.levels.change(&new.logging)?;
         }
@@ -170,19 +179,14 @@ impl Reloader {
             }
         };
         tracing::info!(changed, "the settings were read again");
-        fixtures
+        fixtures.and(moved)
     }
-}
-
-/// How to reach NATS, or a file with who one is there, has changed. The settings of the start go on until a restart.
-fn nats_changed(old: &NatsSettings, new: &NatsSettings) {
-    tracing::warn!(was = old.shown(), is = new.shown(), "nats: needs a restart");
 }
 
 struct Read {
     /// What is to count from now on.
     settings: Settings,
-    /// NATS as it was asked for; `settings` has it as it is.
+    /// NATS as it is asked for; `settings` has it as it is until the loops have moved.
     nats: NatsSettings,
     needs_restart: Vec<&'static str>,
     fixtures: Result<Option<Arc<Image>>, Exit>,

@@ -1,141 +1,173 @@
 //! NATS as the event loop sees it: messages come in, messages go out, nothing ever waits.
 //!
-//! This is the only module that knows which client library carries the bytes.
+//! This is the only module that knows which client library carries the bytes. A [`Transport`] is one connection to one server.
+//! It is never mended: when it is lost it stays lost, and whoever has it opens another. The library would mend it, and then
+//! send what it had queued, long after the callers have given up.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, ConnectOptions, Event, StatusCode, Subscriber};
+use async_nats::{Client, Event, ReconnectToServer, ServerAddr, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt};
 
+mod connect;
+mod leave;
 mod message;
 mod settings;
 
 pub use async_nats::Subject;
+pub use connect::{TransportError, client};
 pub use message::{Channel, Headers, Inbound, Outbound};
 pub use settings::NatsSettings;
 
 /// Most messages that wait for room in the client's queue.
 const MAX_WAITING: usize = 65_536;
+/// Where nobody ever listens: the library is sent there instead of mending a connection.
+const NOWHERE: &str = "nats://127.0.0.1:0";
 
 #[derive(Default)]
-struct Counts {
+struct Seen {
     slow: AtomicU64,
-    connects: AtomicU64,
-    lame_duck: AtomicU64,
+    lame_duck: AtomicBool,
+}
+
+/// A subscription to make.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// What it is for.
+    pub channel: Channel,
+    /// To what.
+    pub subject: String,
+    /// In which queue group, if any.
+    pub group: Option<&'static str>,
+}
+
+/// What is known of the servers beside the settings.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Addresses that a server has told.
+    pub told: Vec<String>,
+    /// The id of a server that is about to stop.
+    pub stopping: Option<String>,
+}
+
+struct Subscription {
+    channel: Channel,
+    subscriber: Subscriber,
+    /// How many messages have come.
+    taken: u64,
+    /// No more will.
+    ended: bool,
+    leaving: leave::Leaving,
 }
 
 /// A connection with its subscriptions.
 pub struct Transport {
     client: Client,
-    subscriptions: Vec<(Channel, Subscriber)>,
+    subscriptions: Vec<Subscription>,
     waiting: VecDeque<Outbound>,
-    counts: Arc<Counts>,
+    seen: Arc<Seen>,
     first: usize,
-}
-
-/// Why NATS cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TransportError {
-    /// No connection.
-    #[error("cannot connect to NATS at {0}: {1}")]
-    Connect(String, String),
-    /// No subscription.
-    #[error("cannot subscribe to {0}: {1}")]
-    Subscribe(String, String),
-    /// Bad credentials file, certificate or key.
-    #[error("{0}")]
-    Settings(String),
-}
-
-/// The first part of every connection: addresses, credentials, TLS.
-pub async fn options(settings: &NatsSettings) -> Result<ConnectOptions, TransportError> {
-    let mut options = ConnectOptions::new()
-        .name("ext-bridge")
-        .ping_interval(Duration::from_secs(20))
-        .connection_timeout(Duration::from_secs(5))
-        .subscription_capacity(65_536)
-        .client_capacity(8192)
-        .reconnect_delay_callback(|attempts| {
-            let full = 50_u64 << attempts.min(6);
-            Duration::from_millis(full / 2 + fastrand::u64(0..=full / 2))
-        });
-    if let Some(path) = &settings.creds {
-        options = options
-            .credentials_file(path)
-            .await
-            .map_err(|e| TransportError::Settings(format!("cannot read the credentials {}: {e}", path.display())))?;
-    }
-    if let Some(token) = &settings.token {
-        options = options.token(token.clone());
-    }
-    if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
-        options = options.user_and_password(user.clone(), password.clone());
-    }
-    if let Some(seed) = &settings.nkey_seed {
-        options = options.nkey(seed.clone());
-    }
-    if let Some(path) = &settings.tls_ca {
-        options = options.add_root_certificates(path.clone()).require_tls(true);
-    }
-    if let (Some(cert), Some(key)) = (&settings.tls_cert, &settings.tls_key) {
-        options = options
-            .add_client_certificate(cert.clone(), key.clone())
-            .require_tls(true);
-    }
-    Ok(options)
-}
-
-/// A plain client, for commands.
-pub async fn client(settings: &NatsSettings) -> Result<Client, TransportError> {
-    let options = options(settings).await?;
-    options
-        .connect(settings.servers.as_slice())
-        .await
-        .map_err(|e| TransportError::Connect(settings.shown(), e.to_string()))
+    /// The last look did not take all that had come.
+    backlog: bool,
+    /// When the next step of leaving is due; 0 before the first.
+    leave_us: u64,
+    told: Vec<String>,
 }
 
 impl Transport {
-    /// Connects; waits until the connection stands.
-    pub async fn connect(settings: &NatsSettings) -> Result<Self, TransportError> {
-        let counts = Arc::new(Counts::default());
-        let seen = Arc::clone(&counts);
-        let options = options(settings).await?.event_callback(move |event| {
-            let seen = Arc::clone(&seen);
-            async move {
+    /// Connects to one of the servers; waits until the connection stands.
+    pub async fn connect(settings: &NatsSettings, known: &Known) -> Result<Self, TransportError> {
+        let mut servers = settings.servers.clone();
+        servers.extend(
+            known
+                .told
+                .iter()
+                .filter(|told| !settings.servers.contains(told))
+                .cloned(),
+        );
+        fastrand::shuffle(&mut servers);
+        let mut failed: Vec<(String, String)> = Vec::new();
+        for server in servers {
+            match Self::connect_to(settings, &server).await {
+                Ok(transport)
+                    if known.stopping.as_deref() == Some(transport.client.server_info().server_id.as_str()) =>
+                {
+                    failed.push((server, "it is about to stop (lame duck mode)".to_owned()));
+                }
+                Ok(transport) => return Ok(transport),
+                Err(TransportError::Connect(server, why)) => failed.push((server, why)),
+                Err(error) => return Err(error),
+            }
+        }
+        // The servers' reasons, each once.
+        let (mut servers, mut reasons): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+        for (server, why) in failed {
+            servers.push(server);
+            if !reasons.contains(&why) {
+                reasons.push(why);
+            }
+        }
+        Err(TransportError::Connect(servers.join(","), reasons.join("; ")))
+    }
+
+    async fn connect_to(settings: &NatsSettings, server: &str) -> Result<Self, TransportError> {
+        let address = |text: &str| {
+            text.parse::<ServerAddr>()
+                .map_err(|e| TransportError::Connect(text.to_owned(), format!("this is no address: {e}")))
+        };
+        let (there, nowhere) = (address(server)?, address(NOWHERE)?);
+        let seen = Arc::new(Seen::default());
+        let noted = Arc::clone(&seen);
+        let servers = [there.clone(), nowhere.clone()];
+        let options = connect::options(settings)
+            .await?
+            .ignore_discovered_servers()
+            .max_reconnects(1)
+            .reconnect_to_server_callback(move |pool, _| {
+                let lost = pool.iter().any(|server| server.did_connect);
+                let addr = if lost { nowhere.clone() } else { there.clone() };
+                let delay = Some(Duration::ZERO);
+                std::future::ready(Some(ReconnectToServer { addr, delay }))
+            })
+            .event_callback(move |event| {
                 match event {
-                    Event::Connected => {
-                        seen.connects.fetch_add(1, Ordering::Relaxed);
-                        tracing::info!("NATS connected");
-                    }
+                    Event::Connected => tracing::info!("NATS connected"),
                     Event::Disconnected => tracing::warn!("NATS disconnected"),
                     Event::SlowConsumer(_) => {
-                        seen.slow.fetch_add(1, Ordering::Relaxed);
+                        noted.slow.fetch_add(1, Ordering::Relaxed);
                     }
                     Event::LameDuckMode => {
-                        seen.lame_duck.fetch_add(1, Ordering::Relaxed);
+                        noted.lame_duck.store(true, Ordering::Relaxed);
                         tracing::warn!("NATS server is about to stop (lame duck mode)");
                     }
-                    other => tracing::warn!(event = %other, "NATS"),
+                    Event::ServerError(error) => tracing::warn!(%error, "NATS"),
+                    // Of its futile attempts to reconnect.
+                    other => tracing::debug!(event = %other, "NATS"),
                 }
-            }
-        });
+                std::future::ready(())
+            });
         let client = options
-            .connect(settings.servers.as_slice())
+            .connect(&servers[..])
             .await
-            .map_err(|e| TransportError::Connect(settings.shown(), e.to_string()))?;
+            .map_err(|e| TransportError::Connect(server.to_owned(), connect::explained(&e, settings)))?;
+        let info = client.server_info();
+        let told = info.connect_urls.iter().map(|url| connect::told_address(url, settings));
         Ok(Self {
+            told: told.collect(),
             client,
             subscriptions: Vec::new(),
             waiting: VecDeque::new(),
-            counts,
+            seen,
             first: 0,
+            backlog: false,
+            leave_us: 0,
         })
     }
 
@@ -145,12 +177,12 @@ impl Transport {
     }
 
     /// Subscribes, in a queue group or alone.
-    pub async fn subscribe(
-        &mut self,
-        channel: Channel,
-        subject: String,
-        group: Option<&str>,
-    ) -> Result<(), TransportError> {
+    pub async fn subscribe(&mut self, wanted: Wanted) -> Result<(), TransportError> {
+        let Wanted {
+            channel,
+            subject,
+            group,
+        } = wanted;
         let refused = |e: async_nats::SubscribeError| TransportError::Subscribe(subject.clone(), e.to_string());
         let subscriber = match group {
             Some(group) => self
@@ -160,7 +192,13 @@ impl Transport {
                 .map_err(refused)?,
             None => self.client.subscribe(subject.clone()).await.map_err(refused)?,
         };
-        self.subscriptions.push((channel, subscriber));
+        self.subscriptions.push(Subscription {
+            channel,
+            subscriber,
+            taken: 0,
+            ended: false,
+            leaving: leave::Leaving::default(),
+        });
         Ok(())
     }
 
@@ -188,13 +226,19 @@ impl Transport {
         let count = self.subscriptions.len();
         self.first = (self.first + 1) % count.max(1);
         for i in 0..count {
-            let (channel, subscriber) = &mut self.subscriptions[(self.first + i) % count];
+            let subscription = &mut self.subscriptions[(self.first + i) % count];
             while out.len() - before < most {
-                let Poll::Ready(Some(message)) = Pin::new(&mut *subscriber).poll_next(cx) else {
-                    break;
+                let message = match Pin::new(&mut subscription.subscriber).poll_next(cx) {
+                    Poll::Ready(Some(message)) => message,
+                    Poll::Ready(None) => {
+                        subscription.ended = true;
+                        break;
+                    }
+                    Poll::Pending => break,
                 };
+                subscription.taken += 1;
                 out.push(Inbound {
-                    channel: *channel,
+                    channel: subscription.channel,
                     subject: message.subject,
                     reply: message.reply,
                     payload: message.payload,
@@ -203,6 +247,7 @@ impl Transport {
                 });
             }
         }
+        self.backlog = out.len() - before >= most;
         if out.len() > before {
             Poll::Ready(())
         } else {
@@ -210,10 +255,15 @@ impl Transport {
         }
     }
 
-    /// Sends, or keeps the message until there is room; gives it back where too many are kept already.
+    /// Sends, or keeps the message until there is room; gives it back where too many are kept already. Without a connection
+    /// only what wants no reply is kept: nobody can reply to the rest.
     pub fn send(&mut self, message: Outbound) -> Option<Outbound> {
-        if self.waiting.is_empty() && self.try_send(&message) {
+        let connected = self.connected();
+        if connected && self.waiting.is_empty() && self.try_send(&message) {
             return None;
+        }
+        if !connected && message.reply.is_some() {
+            return Some(message);
         }
         if self.waiting.len() >= MAX_WAITING {
             return Some(message);
@@ -234,6 +284,15 @@ impl Transport {
             }
         }
         self.waiting.len()
+    }
+
+    /// Takes what another connection has kept. Where that one is lost, what wants a reply is dropped: its sender has been told of
+    /// the loss.
+    pub fn take_over(&mut self, other: &mut Self) {
+        let lost = !other.connected();
+        let kept = std::mem::take(&mut other.waiting);
+        self.waiting
+            .extend(kept.into_iter().filter(|message| !lost || message.reply.is_none()));
     }
 
     /// One try; the client's queue takes the message at once or not at all.
@@ -264,27 +323,37 @@ impl Transport {
         self.client.connection_state() == State::Connected
     }
 
-    /// How often the connection was made.
-    pub fn connects(&self) -> u64 {
-        self.counts.connects.load(Ordering::Relaxed)
+    /// Whether the connection is lost and all that had come by it is taken.
+    pub fn is_spent(&self) -> bool {
+        !self.connected() && !self.backlog
     }
 
-    /// How often the client dropped messages because the loop was too slow.
-    pub fn slow_consumer(&self) -> u64 {
-        self.counts.slow.load(Ordering::Relaxed)
+    /// How often, since the last time this was asked, the client dropped messages because the loop was too slow.
+    pub fn take_slow_consumer(&self) -> u64 {
+        self.seen.slow.swap(0, Ordering::Relaxed)
+    }
+
+    /// Whether the server is about to stop.
+    pub fn is_lame_duck(&self) -> bool {
+        self.seen.lame_duck.load(Ordering::Relaxed)
+    }
+
+    /// What a successor of this connection should know.
+    pub fn known(&self) -> Known {
+        Known {
+            told: self.told.clone(),
+            stopping: self.is_lame_duck().then(|| self.client.server_info().server_id),
+        }
+    }
+
+    /// The server, for people.
+    pub fn server(&self) -> String {
+        let info = self.client.server_info();
+        format!("{}:{} ({})", info.host, info.port, info.server_name)
     }
 
     /// The largest message the server takes, in bytes.
     pub fn max_payload(&self) -> usize {
         self.client.max_payload()
-    }
-
-    /// Leaves everything but the inbox; what the server had already sent still comes. Does not wait.
-    pub fn leave_now(&mut self) {
-        for (channel, subscriber) in &mut self.subscriptions {
-            if *channel != Channel::Reply && subscriber.drain().now_or_never().is_none() {
-                tracing::warn!(?channel, "cannot leave a subscription: the queue to NATS is full");
-            }
-        }
     }
 }

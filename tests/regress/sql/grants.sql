@@ -95,6 +95,7 @@ insert into attempts (statement) values
     ('delete from extension_instances where metadata @> ''{"discovered": true}'''),
     ('insert into extension_instances (extension_id, instance_id, subject, version, weight, metadata, health_status)
         values (''a'', ''j'', ''s.j'', ''v1'', 50, ''{"discovered": true}'', ''healthy'')'),
+    ('insert into extension_instances (extension_id, instance_id, subject, metadata) values (''a'', ''j'', ''s.j'', null)'),
     ('insert into extension_instances (extension_id, instance_id, subject, draining, metadata)
         values (''a'', ''j'', ''s.j'', true, ''{"discovered": true}'')'),
     ('update extension_health set slow_call_ms = 1'),

@@ -52,6 +52,17 @@ impl EventLoop {
         }
         let now = self.now();
         let _ = self.reporter.poll(cx);
+        if self.reporter.take_promoted()
+            && let Some(links) = &self.links
+        {
+            tracing::warn!("the standby that decides was promoted, and is left");
+            for conn in [&links.decide, &links.report, &links.side]
+                .into_iter()
+                .filter_map(standing)
+            {
+                conn.reset();
+            }
+        }
         let _ = self.gatherer.poll(cx, now);
         let _ = self.side.poll(cx, &mut self.machine, now);
     }

@@ -26,15 +26,18 @@ use crate::machine::request::Asked;
 use crate::machine::{InsideAnswer, InsideRequest, Machine, Question};
 use crate::metrics::Metrics;
 use crate::pg::{Conn, Link};
-use crate::transport::{Channel, Headers, Inbound, Outbound, Subject, Transport};
+use crate::transport::{Channel, Headers, Inbound, NatsSettings, Outbound, Subject, Transport, TransportError};
+use moving::Moving;
 
 mod apply;
 mod ask;
+mod moving;
 mod source;
 mod start;
 mod tend;
 
 pub use apply::Applied;
+pub use moving::move_all;
 pub use start::Sources;
 
 /// Most messages taken in one turn.
@@ -52,6 +55,8 @@ pub enum Control {
     Reload,
     /// Tell what the loop has seen itself, if Postgres does not decide for it.
     Look(oneshot::Sender<Option<Views>>),
+    /// Move to a connection to NATS with these settings, and tell how it went; see [`move_all`].
+    Move(Box<NatsSettings>, oneshot::Sender<Result<(), TransportError>>),
     /// Answer an admin request.
     Reply(Subject, Headers, Bytes),
     /// Take a request from within the process. Without an answer the loop has ended.
@@ -131,6 +136,7 @@ fn standing(link: &Link) -> Option<Arc<Conn>> {
 pub struct EventLoop {
     machine: Machine,
     transport: Transport,
+    moving: Moving,
     links: Option<Links>,
     fallback: Option<Fallback>,
     decides: Decides,
@@ -158,8 +164,6 @@ pub struct EventLoop {
     inbound: Vec<Inbound>,
     sleep: Pin<Box<Sleep>>,
     draining: Option<Drain>,
-    connects: u64,
-    dropped: u64,
     tended_us: u64,
     inside: HashMap<u64, oneshot::Sender<InsideAnswer>>,
     inside_number: u64,
@@ -170,7 +174,8 @@ struct Drain {
     idle_us: Option<u64>,
     abandoned: bool,
     done: Option<oneshot::Sender<()>>,
-    leave: Option<()>,
+    /// Nothing new comes.
+    left: bool,
 }
 
 impl EventLoop {
@@ -209,19 +214,20 @@ impl EventLoop {
         while let Poll::Ready(Some(order)) = self.control.poll_recv(cx) {
             match order {
                 Control::Drain(time, done) => {
-                    self.machine.drain();
+                    self.stop_moving();
                     let until_us = self.now() + time.as_micros() as u64;
                     self.draining = Some(Drain {
                         until_us,
                         idle_us: None,
                         abandoned: false,
                         done: Some(done),
-                        leave: Some(()),
+                        left: false,
                     });
                 }
                 Control::Apply(applied) => self.apply(*applied),
                 Control::Changed => {}
                 Control::Reload => self.machine.policies.grow_old(),
+                Control::Move(settings, tell) => self.move_to(*settings, tell),
                 Control::Look(tell) => {
                     let now = self.now();
                     let local = match self.decides {
@@ -254,9 +260,10 @@ impl EventLoop {
     fn take_messages(&mut self, cx: &mut Context<'_>) -> bool {
         let mut inbound = std::mem::take(&mut self.inbound);
         let _ = self.transport.poll_receive(cx, &mut inbound, MESSAGES);
-        let more = inbound.len() >= MESSAGES;
         let now = self.now();
-        self.watch_connection(now);
+        self.take_old_messages(cx, &mut inbound, now);
+        let more = inbound.len() >= MESSAGES;
+        self.watch_connection(cx, now);
         for message in inbound.drain(..) {
             match message.channel {
                 Channel::Reply => self.machine.on_reply(&message, now),
@@ -268,25 +275,6 @@ impl EventLoop {
         }
         self.inbound = inbound;
         more
-    }
-
-    fn watch_connection(&mut self, now: u64) {
-        let connected = self.transport.connected();
-        let connects = self.transport.connects();
-        if connects > self.connects && self.connects > 0 {
-            self.metrics
-                .reconnects
-                .with_label_values(&["nats"])
-                .inc_by(connects - self.connects);
-            // A short loss may have come and gone between two turns.
-            self.machine.on_connection(false, now);
-            self.machine.set_max_payload(self.transport.max_payload());
-        }
-        self.connects = connects;
-        self.machine.on_connection(connected, now);
-        if self.state.nats.swap(connected, Ordering::Relaxed) != connected {
-            self.metrics.nats_connected.add(if connected { 1 } else { -1 });
-        }
     }
 
     fn answer_micro(&mut self, message: Inbound, now: u64) {
@@ -353,10 +341,10 @@ impl EventLoop {
         if let Some(due) = self.machine.reports_due().filter(|_| self.reporter.has_room()) {
             next = next.min(due.max(now + 500));
         }
-        if self.transport.send_waiting(now) > 0 {
+        if self.transport.send_waiting(now) > 0 && self.transport.connected() {
             next = next.min(now + 1_000);
         }
-        if self.draining.is_some() {
+        if self.draining.is_some() || self.moving.is_busy() {
             next = next.min(now + 10_000);
         }
         self.sleep

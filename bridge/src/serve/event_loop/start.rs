@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use super::super::clock;
 use super::super::fallback::{Decides, Fallback};
 use super::super::micro::{Micro, NAME};
+use super::moving::{self, Moving};
 use super::{AdminRequest, Control, EventLoop, Links, LoopState, MESSAGES};
 use crate::batch::decide::Decider;
 use crate::batch::gather::Gatherer;
@@ -21,7 +22,7 @@ use crate::machine::mux::Inbox;
 use crate::machine::{Machine, MachineSettings};
 use crate::metrics::Metrics;
 use crate::pg::{self, Role};
-use crate::transport::{Channel, Transport, TransportError};
+use crate::transport::{Channel, Known, Transport, TransportError, Wanted};
 
 /// Who may decide.
 #[derive(Clone)]
@@ -62,6 +63,39 @@ impl Sources {
     }
 }
 
+/// What a loop subscribes to on each of its connections, beside its inbox.
+fn wanted(prefix: &str, index: usize, micro: &Micro) -> Vec<Wanted> {
+    let one = |channel, subject, group| Wanted {
+        channel,
+        subject,
+        group,
+    };
+    let mut all: Vec<Wanted> = Vec::new();
+    all.extend(
+        micro
+            .subjects()
+            .into_iter()
+            .map(|subject| one(Channel::Micro, subject, None)),
+    );
+    all.push(one(Channel::Invoke, format!("{prefix}.invoke.*"), Some(NAME)));
+    all.push(one(Channel::Route, format!("{prefix}.route"), Some(NAME)));
+    let ops = [
+        "get_extension_health",
+        "get_circuit_breaker_states",
+        "dry_run_pipeline",
+        "get_pipeline_complexity",
+    ];
+    all.extend(
+        ops.iter()
+            .map(|op| one(Channel::Admin, format!("{prefix}.admin.{op}"), Some(NAME))),
+    );
+    // One for the whole process.
+    if index == 0 {
+        all.push(one(Channel::Admin, format!("{prefix}.admin.reload"), None));
+    }
+    all
+}
+
 impl EventLoop {
     /// Connects and subscribes.
     pub async fn start(
@@ -74,13 +108,9 @@ impl EventLoop {
         admin: mpsc::UnboundedSender<AdminRequest>,
     ) -> Result<(Self, mpsc::UnboundedSender<Control>), TransportError> {
         let (handle, control) = mpsc::unbounded_channel();
-        let mut transport = Transport::connect(&settings.nats).await?;
+        let mut transport = Transport::connect(&settings.nats, &Known::default()).await?;
         let inbox = Inbox::new(&transport.unique_inbox());
         let micro = Micro::new(&settings.prefix, clock::now_rfc3339());
-        transport.subscribe(Channel::Reply, inbox.wildcard(), None).await?;
-        for subject in micro.subjects() {
-            transport.subscribe(Channel::Micro, subject, None).await?;
-        }
         let links = sources.postgres.then(|| {
             let open = |role, databases: &pg::Databases| {
                 let changed = handle.clone();
@@ -110,34 +140,14 @@ impl EventLoop {
             second_opinion: links.is_some() && fallback.is_some(),
             ..settings.machine.clone()
         };
-        let mut machine = Machine::new(machine, inbox, Arc::clone(&metrics), fastrand::u64(..));
+        let mut machine = Machine::new(machine, inbox.clone(), Arc::clone(&metrics), fastrand::u64(..));
         machine.set_max_payload(transport.max_payload());
-        let prefix = &settings.prefix;
-        transport
-            .subscribe(Channel::Invoke, format!("{prefix}.invoke.*"), Some(NAME))
-            .await?;
-        transport
-            .subscribe(Channel::Route, format!("{prefix}.route"), Some(NAME))
-            .await?;
-        let ops = [
-            "get_extension_health",
-            "get_circuit_breaker_states",
-            "dry_run_pipeline",
-            "get_pipeline_complexity",
-        ];
-        for op in ops {
-            transport
-                .subscribe(Channel::Admin, format!("{prefix}.admin.{op}"), Some(NAME))
-                .await?;
-        }
-        if index == 0 {
-            transport
-                .subscribe(Channel::Admin, format!("{prefix}.admin.reload"), None)
-                .await?;
-        }
-        state.subscribed.store(transport.flush().await, Ordering::Relaxed);
+        let wanted = wanted(&settings.prefix, index, &micro);
+        let known = moving::subscribe(&mut transport, wanted.clone(), &inbox).await?;
+        state.subscribed.store(known, Ordering::Relaxed);
         let this = Self {
             machine,
+            moving: Moving::new(settings.nats.clone(), wanted, inbox),
             links,
             fallback,
             decides: Decides::Nobody,
@@ -162,8 +172,6 @@ impl EventLoop {
             inbound: Vec::with_capacity(MESSAGES),
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             draining: None,
-            connects: transport.connects(),
-            dropped: 0,
             tended_us: 0,
             inside: HashMap::new(),
             inside_number: 0,

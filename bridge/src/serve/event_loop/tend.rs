@@ -77,17 +77,18 @@ impl EventLoop {
             .reports_pending
             .with_label_values(labels)
             .set(pending as i64);
-        let dropped = self.transport.slow_consumer();
-        self.metrics.dropped.inc_by(dropped - self.dropped);
-        self.dropped = dropped;
+        self.metrics.dropped.inc_by(self.transport.take_slow_consumer());
     }
 
     pub(super) fn drained(&mut self, now: u64, cx: &mut Context<'_>) -> bool {
         let Some(drain) = &mut self.draining else { return false };
-        if drain.leave.take().is_some() {
-            self.transport.leave_now();
-            cx.waker().wake_by_ref();
-            return false;
+        if !drain.left {
+            // Until the queue groups are left, what comes is served.
+            if !self.transport.leave(now) && now < drain.until_us {
+                return false;
+            }
+            drain.left = true;
+            self.machine.drain();
         }
         let idle = self.machine.in_flight() == 0;
         if !idle && now >= drain.until_us && !drain.abandoned {

@@ -19,7 +19,7 @@ use std::time::Duration;
 use futures_util::future::join;
 use tokio::time::Instant;
 
-use super::leader::{Lead, key_of};
+use super::leader::{End, Lead, key_of};
 use crate::config::{Settings, Source};
 use crate::metrics::Metrics;
 use crate::pg::{Databases, Direct, PgError};
@@ -92,7 +92,7 @@ struct Memory {
 
 /// Looks at services while this bridge leads, for as long as the process runs.
 pub async fn serve(live: Live, databases: Databases, metrics: Arc<Metrics>) {
-    let mut settings = Arc::clone(&live.borrow());
+    let settings = Arc::clone(&live.borrow());
     if settings.probe_interval.is_none() && settings.discover.is_none() {
         return;
     }
@@ -107,12 +107,10 @@ pub async fn serve(live: Live, databases: Databases, metrics: Arc<Metrics>) {
     };
     let mut failures = 0_u32;
     loop {
-        let now = Arc::clone(&live.borrow());
-        if now.nats != settings.nats {
-            memory.line = None;
-        }
-        settings = now;
-        let error = match follow_and_lead(&settings, &databases, &mut memory, &mut failures).await {
+        let ended = follow_and_lead(&live, &databases, &mut memory, &mut failures).await;
+        // The settings may name another server by now.
+        memory.line = None;
+        let error = match ended {
             Ok(End::Standby) => "the database is a standby".to_owned(),
             Ok(End::Moved) => continue,
             Err(error) => error.to_string(),
@@ -128,21 +126,14 @@ pub async fn serve(live: Live, databases: Databases, metrics: Arc<Metrics>) {
     }
 }
 
-/// Why there is nothing to look at on a connection.
-enum End {
-    /// The primary's bridges do it.
-    Standby,
-    /// The settings name another database, or another login.
-    Moved,
-}
-
 /// On one connection, until an error.
 async fn follow_and_lead(
-    settings: &Settings,
+    live: &Live,
     databases: &Databases,
     memory: &mut Memory,
     failures: &mut u32,
 ) -> Result<End, HealthError> {
+    let settings = Arc::clone(&live.borrow());
     let direct = Direct::open(databases).await?;
     let standby = in_time(async {
         let sql = "select pg_catalog.pg_is_in_recovery()";
@@ -161,7 +152,7 @@ async fn follow_and_lead(
     let mut probes = settings.probe_interval.map(|every| Duty::new("health checks", every));
     let mut discovery = settings.discover.map(|every| Duty::new("discovery of services", every));
     loop {
-        if direct.is_outdated(databases) {
+        if direct.is_outdated(databases) || live.borrow().nats != settings.nats {
             return Ok(End::Moved);
         }
         let probing = match &mut probes {
@@ -175,7 +166,7 @@ async fn follow_and_lead(
         if probing || discovering {
             let every = settings.probe_interval.into_iter().chain(settings.discover).min();
             round(
-                settings,
+                &settings,
                 memory,
                 &direct,
                 (probing, discovering),
