@@ -63,6 +63,7 @@ pub struct Metrics {
     pub reports_pending: IntGaugeVec,
     /// Outcomes that could not be kept.
     pub reports_lost: IntCounter,
+    spans: IntCounterVec,
     /// Event loops by the source that decides for them.
     pub source: IntGaugeVec,
     /// Age of the last known good image, in seconds; absent without one.
@@ -290,6 +291,11 @@ impl Metrics {
                 "Services that speak NATS micro by what became of them: registered as an instance, removed, refused (told once)",
                 &["action"],
             ),
+            spans: b.counters(
+                "ext_bridge_spans_total",
+                "OpenTelemetry spans: exported, failed (the collector did not take them), dropped (it was too slow)",
+                &["result"],
+            ),
             replies_ok: replies.with_label_values(&["ok"]),
             replies,
             registry: Registry::new(),
@@ -323,6 +329,11 @@ impl Metrics {
             }
         }
         text
+    }
+
+    /// Counts spans by what became of them.
+    pub fn spans(&self, result: &'static str, count: u64) {
+        self.spans.with_label_values(&[result]).inc_by(count);
     }
 
     /// Counts a refusal. Only fixed words may be reasons.

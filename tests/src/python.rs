@@ -46,10 +46,15 @@ pub struct Program {
 impl Program {
     /// Runs the program text, which may use nats-py, with `arguments`; returns when it has printed a line `ready`.
     pub fn start(text: &str, arguments: &[&str]) -> Self {
+        Self::start_in("nats-py", text, arguments)
+    }
+
+    /// The same in another environment.
+    pub fn start_in(environment: &str, text: &str, arguments: &[&str]) -> Self {
         let directory = Directory::new("python-", None);
         let file = directory.path().join("program.py");
         std::fs::write(&file, text).expect("our own directory");
-        let mut command = Command::new(interpreter("nats-py"));
+        let mut command = Command::new(interpreter(environment));
         command.arg("-u").arg(&file).args(arguments);
         let mut server = Server::start("python", &mut command, &directory.path().join("log"), Signal::SIGKILL);
         server.await_ready(Duration::from_secs(30), |server| {

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::config::{Settings, Source};
 use crate::exit::{Exit, Kind};
 use crate::metrics::Metrics;
-use crate::serve::event_loop::{EventLoop, LoopState, Sources};
+use crate::serve::event_loop::{EventLoop, LoopState, Outlets, Sources};
 use crate::serve::keeper::Keeper;
 use crate::transport;
 
@@ -221,7 +221,7 @@ async fn here(
         sources,
         Metrics::new(false),
         Arc::new(LoopState::default()),
-        admin,
+        Outlets { admin, spans: None },
     )
     .await
     .map_err(|e| Exit::new(Kind::Nats, e.to_string()))?;

@@ -84,6 +84,8 @@ pub struct Settings {
     pub batch: usize,
     /// How long calls under way may take after SIGTERM.
     pub drain_timeout: Duration,
+    /// The collector that spans go to.
+    pub otlp_endpoint: Option<String>,
     /// Whether invocations carry `tenant_id` in `/metrics`.
     pub metrics_tenant_label: bool,
     /// How often instances are asked whether they are well.
@@ -102,6 +104,18 @@ fn bounded<T: PartialOrd + Copy + std::fmt::Display>(key: &str, value: T, low: T
     } else {
         Err(wrong(key, value, &format!("between {low} and {high}")))
     }
+}
+
+/// A collector's address names a scheme and a host; what else there may be is of OTLP over HTTP.
+fn check_collector(at: &str) -> Result<(), Exit> {
+    let host = at.strip_prefix("http://").or_else(|| at.strip_prefix("https://"));
+    let sound = at
+        .parse::<tonic::transport::Uri>()
+        .is_ok_and(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+    if host.is_none() || !sound {
+        return Err(wrong("otlp-endpoint", at, "an address such as http://127.0.0.1:4317"));
+    }
+    Ok(())
 }
 
 /// How often services may be looked at.
@@ -138,6 +152,7 @@ impl Settings {
         };
         let env = Options {
             source: environment(&["EXTENSION_REGISTRY_SOURCE"]),
+            otlp_endpoint: environment(&["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]),
             nats_url: environment(&["NATS_URL"]),
             db_host: environment(&["EXTENSION_REGISTRY_DB_HOST", "PGHOST"]),
             db_port: match environment(&["EXTENSION_REGISTRY_DB_PORT", "PGPORT"]) {
@@ -197,6 +212,10 @@ impl Settings {
                 1_000_000,
             )?,
         };
+        let otlp_endpoint = all.otlp_endpoint.clone().filter(|at| !at.is_empty());
+        if let Some(at) = &otlp_endpoint {
+            check_collector(at)?;
+        }
         let loops = bounded("loops", all.loops.unwrap_or(1), 1, 64)?;
         let us = |span: Option<Span>, default_ms: u64| span.map_or(default_ms * 1000, |s| s.0.as_micros() as u64);
         let share = |whole: usize| whole.div_ceil(loops);
@@ -230,6 +249,10 @@ impl Settings {
                 1e6,
             )? / loops as f64,
             policy_max_age_us: us(all.policy_max_age, 1000),
+            record: {
+                let share = bounded("otlp-share", all.otlp_share.unwrap_or(1.0), 0.0, 1.0)?;
+                otlp_endpoint.is_some().then_some(share)
+            },
             second_opinion: false,
         };
         let database = database(&all)?;
@@ -258,6 +281,7 @@ impl Settings {
             machine,
             batch: bounded("max-batch", all.max_batch.unwrap_or(256), 1, 10_000)?,
             drain_timeout: all.drain_timeout.map_or(Duration::from_secs(30), |s| s.0),
+            otlp_endpoint,
             metrics_tenant_label: all.metrics_tenant_label.unwrap_or(false),
             probe_interval: all
                 .probe_interval

@@ -168,6 +168,12 @@ options! {
     /// Key that admin operations must bring as x-api-key; without one they are refused
     #[arg(long, global = true, env = "EXT_BRIDGE_API_KEY", value_name = "SECRET", help_heading = "Endpoints", hide_env_values = true)]
     api_key: String,
+    /// Collector that spans of calls are sent to, by OTLP over gRPC; also OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT [default: none, no spans]
+    #[arg(long, global = true, env = "EXT_BRIDGE_OTLP_ENDPOINT", value_name = "URL", help_heading = "Endpoints")]
+    otlp_endpoint: String,
+    /// Share of the traces beginning here that are recorded; traces that come along are recorded where their sender wants that [default: 1]
+    #[arg(long, global = true, env = "EXT_BRIDGE_OTLP_SHARE", value_name = "SHARE", help_heading = "Endpoints")]
+    otlp_share: f64,
     /// Label invocations with tenant_id
     #[arg(long, global = true, env = "EXT_BRIDGE_METRICS_TENANT_LABEL", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Endpoints")]
     metrics_tenant_label: bool,

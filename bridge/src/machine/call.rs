@@ -18,6 +18,7 @@ use super::refusal::{detailed, not_found, refusal, refusal_label, shown};
 use super::request::Ids;
 use super::slab::Token;
 use super::text::Digits;
+use super::trace::{Recording, What};
 use super::wheel::Timer;
 use super::{Client, Decision, Due, Machine, Question, Report, Target, Undecided};
 use crate::transport::Headers;
@@ -100,6 +101,8 @@ pub struct Call {
     /// The report of a second or later attempt, kept until it is known whether it was the last.
     held: Option<Report>,
     latency_us: u64,
+    /// What will be told of it, where it is recorded.
+    recording: Option<Box<Recording>>,
 }
 
 impl Call {
@@ -199,6 +202,7 @@ impl Machine {
         let deadline_us = spec.deadline_us.unwrap_or(u64::MAX);
         let decide_by = (now + self.settings.decide_timeout_us).min(deadline_us);
         let number = self.random.u64(..);
+        let recording = self.recording(&spec, now);
         let token = self.calls.insert(Call {
             spec,
             state: State::Deciding,
@@ -216,6 +220,7 @@ impl Machine {
             failure: None,
             held: None,
             latency_us: 0,
+            recording,
         });
         let timer = self.wheel.set(decide_by, Due::Call(token));
         if let Some(call) = self.calls.get_mut(token) {
@@ -468,6 +473,9 @@ impl Machine {
                 let decide_by = (now + self.settings.decide_timeout_us).min(call.deadline_us);
                 if let Some(call) = self.calls.get_mut(token) {
                     call.state = State::Deciding;
+                    if let Some(recording) = &mut call.recording {
+                        recording.asked_us = now;
+                    }
                 }
                 self.set_timer(token, decide_by);
                 self.ask_for(token);
@@ -486,6 +494,7 @@ impl Machine {
     /// Gives a call up; its parent is not told.
     pub(crate) fn cancel_call(&mut self, token: Token, now: u64) {
         self.attempt_ended(token, Outcome::Cancelled, None, now);
+        self.record_call(token, None, now);
         if let Some(parent) = self.take_call(token, now).map(|(parent, _)| parent)
             && let Parent::Client(client) = parent
         {
@@ -500,6 +509,11 @@ impl Machine {
     }
 
     fn finish(&mut self, token: Token, done: Done, now: u64) {
+        let failure = match &done {
+            Done::Failed(failure) => Some(failure),
+            _ => None,
+        };
+        self.record_call(token, failure, now);
         if let Some((parent, mut finished)) = self.take_call(token, now) {
             finished.done = match done {
                 Done::Failed(failure) => Done::Failed(detailed(failure, &finished)),
@@ -507,6 +521,28 @@ impl Machine {
             };
             self.deliver(parent, finished, now);
         }
+    }
+
+    /// The recording of a call that begins, where its request is recorded. A dry run calls nobody.
+    fn recording(&mut self, spec: &CallSpec, now: u64) -> Option<Box<Recording>> {
+        let own = spec.ids.trace.recorded().filter(|_| !spec.dry_run)?;
+        let span = match spec.parent {
+            Parent::Client(_) => own,
+            Parent::Route { .. } => self.random.u64(1..),
+        };
+        Some(Box::new(Recording::begin(span, now)))
+    }
+
+    fn record_call(&mut self, token: Token, failure: Option<&Failure>, now: u64) {
+        let Some(call) = self.calls.get_mut(token) else { return };
+        let Some(recording) = call.recording.take() else { return };
+        let (span, times) = (recording.span, (recording.began_us, now));
+        let what = What::Invoke {
+            extension_id: call.spec.extension_id.to_string(),
+            kind: call.target.kind,
+            recording,
+        };
+        self.recorded.push(call.spec.ids.span(span, times, what, failure));
     }
 
     fn take_call(&mut self, token: Token, now: u64) -> Option<(Parent, Finished)> {

@@ -19,6 +19,7 @@ pub mod slab;
 #[cfg(test)]
 mod tests;
 pub mod text;
+pub mod trace;
 pub mod wheel;
 
 use std::collections::{HashMap, VecDeque};
@@ -40,6 +41,7 @@ use policies::{Policies, PolicyKey};
 use request::{Asked, Request};
 use route::Route;
 use slab::{Slab, Token};
+use trace::{Incoming, Recorded};
 use wheel::Wheel;
 
 /// What the machine is set to.
@@ -57,6 +59,8 @@ pub struct MachineSettings {
     pub max_call_us: u64,
     /// The longest wait for a decision, in microseconds.
     pub decide_timeout_us: u64,
+    /// The share of the traces beginning here that are recorded; without, no span is.
+    pub record: Option<f64>,
     /// Whether somebody else is asked then; without, the call has failed.
     pub second_opinion: bool,
     /// Retries as a share of calls.
@@ -270,6 +274,7 @@ pub struct Machine {
     overdue: Vec<Question>,
     overdue_policies: Vec<PolicyKey>,
     reports: Reports,
+    recorded: Vec<Recorded>,
     due: Vec<Due>,
     /// Counts of invoke and route.
     pub stats: [EndpointStats; 2],
@@ -305,6 +310,7 @@ impl Machine {
             overdue: Vec::new(),
             overdue_policies: Vec::new(),
             reports: Reports::default(),
+            recorded: Vec::new(),
             due: Vec::new(),
             stats: [EndpointStats::default(); 2],
         }
@@ -334,6 +340,7 @@ impl Machine {
         }
         self.policies.set_max_age(settings.policy_max_age_us);
         settings.second_opinion = self.settings.second_opinion;
+        settings.record = settings.record.filter(|_| self.settings.record.is_some());
         self.settings = settings;
     }
 
@@ -341,16 +348,27 @@ impl Machine {
     pub fn on_request(&mut self, asked: Asked, message: &Inbound, now: u64) {
         let id = message.subject.rsplit('.').next().unwrap_or_default();
         let reply = ReplyTo::Nats(message.reply.clone());
-        self.take(asked, id, reply, &message.payload, message.header("traceparent"), now);
+        let trace = Incoming {
+            parent: message.header("traceparent"),
+            state: message.header("tracestate"),
+        };
+        self.take(asked, id, reply, &message.payload, trace, now);
     }
 
     /// A request from within this process; its answer is given under `number`.
     pub fn on_inside(&mut self, request: &InsideRequest, number: u64, now: u64) {
         let reply = ReplyTo::Inside(number);
-        self.take(request.asked, &request.extension_id, reply, &request.body, None, now);
+        self.take(
+            request.asked,
+            &request.extension_id,
+            reply,
+            &request.body,
+            Incoming::default(),
+            now,
+        );
     }
 
-    fn take(&mut self, asked: Asked, id: &str, reply: ReplyTo, body: &Bytes, traceparent: Option<&str>, now: u64) {
+    fn take(&mut self, asked: Asked, id: &str, reply: ReplyTo, body: &Bytes, trace: Incoming<'_>, now: u64) {
         self.stats[asked as usize].requests += 1;
         let bytes = body.len();
         let client = Client {
@@ -375,7 +393,7 @@ impl Machine {
         }
         let mut limits = self.settings.limits;
         limits.message_bytes = limits.message_bytes.min(self.max_payload.saturating_sub(16 << 10));
-        match Request::parse(asked, body, traceparent, &limits, &mut self.random) {
+        match Request::parse(asked, body, trace, self.settings.record, &limits, &mut self.random) {
             Err(failure) => self.answer_failure(&client, &failure, now),
             Ok(request) => match asked {
                 Asked::Invoke => self.invoke(Rc::from(id), request, client, now),
@@ -561,6 +579,11 @@ impl Machine {
     /// Takes the outcomes of what the bridge decided itself.
     pub fn take_local_reports(&mut self) -> Vec<Report> {
         std::mem::take(&mut self.reports.local)
+    }
+
+    /// Takes the spans that have ended.
+    pub fn take_recorded(&mut self) -> std::vec::Drain<'_, Recorded> {
+        self.recorded.drain(..)
     }
 
     /// How many outcomes wait to be reported.

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::codes::{Code, Failure};
 use super::json::{Members, push_string};
 use super::limits::{Limits, check_jsonb, check_shape};
-use super::text::push_hex;
+use super::trace::{Incoming, Recorded, Trace, What};
 
 /// The facts that a request names itself by.
 #[derive(Debug, Default)]
@@ -23,8 +23,20 @@ pub struct Ids {
     pub policy_id: Option<String>,
     /// The request.
     pub request_id: Option<String>,
-    /// W3C trace context for the services.
-    pub traceparent: String,
+    /// Its place in that trace.
+    pub trace: Trace,
+}
+
+impl Ids {
+    /// A span of the request that has ended; see [`Trace::span`].
+    pub fn span(&self, span: u64, times_us: (u64, u64), what: What, failure: Option<&Failure>) -> Recorded {
+        Recorded {
+            tenant_id: self.tenant_id.clone(),
+            policy_id: self.policy_id.clone(),
+            request_id: self.request_id.clone(),
+            ..self.trace.span(span, times_us, what, failure)
+        }
+    }
 }
 
 /// A request for one extension or for a pipeline.
@@ -110,11 +122,12 @@ fn object(key: &str, raw: Option<&RawValue>, body: &Bytes) -> Result<Option<Byte
 }
 
 impl Request {
-    /// Reads a request. `traceparent` is the header that came with it.
+    /// Reads a request. `record` is the share of the traces beginning here that are recorded; without, no span is.
     pub fn parse(
         asked: Asked,
         body: &Bytes,
-        traceparent: Option<&str>,
+        incoming: Incoming<'_>,
+        record: Option<f64>,
         limits: &Limits,
         random: &mut fastrand::Rng,
     ) -> Result<Self, Failure> {
@@ -138,14 +151,13 @@ impl Request {
         let Some(payload) = object(key, main, body)? else {
             return Err(refused(format!("{key} is required and must be an object")).with("key", key));
         };
-        let trace = text("trace_id", wire.trace_id)?;
-        let (trace_id, traceparent) = trace_context(trace, traceparent, random);
+        let (trace_id, trace) = Trace::begin(text("trace_id", wire.trace_id)?, incoming, record, random);
         let ids = Ids {
             tenant_id: text("tenant_id", wire.tenant_id)?,
             policy_id: text("policy_id", wire.policy_id)?,
             request_id: text("request_id", wire.request_id)?,
             trace_id,
-            traceparent,
+            trace,
         };
         if asked == Asked::Route {
             for (key, id) in [("tenant_id", &ids.tenant_id), ("policy_id", &ids.policy_id)] {
@@ -227,49 +239,6 @@ fn selection_context(metadata: Option<&Bytes>, context: Option<&Bytes>, ids: &Id
     out.into()
 }
 
-/// The trace a call belongs to, and what services are told. A valid `traceparent` that came is passed on with a span of ours.
-fn trace_context(trace: Option<String>, incoming: Option<&str>, random: &mut fastrand::Rng) -> (String, String) {
-    let hex = |text: &str, length: usize| {
-        text.len() == length
-            && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-            && text.bytes().any(|b| b != b'0')
-    };
-    let parent = incoming.and_then(|header| {
-        let mut parts = header.split('-');
-        let (version, id, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        (version.len() == 2 && version != "ff" && hex(id, 32) && hex(span, 16) && flags.len() == 2)
-            .then_some((id, flags))
-    });
-    let header = |id: &str, flags: &str, span: u64| {
-        let mut header = String::with_capacity(55);
-        header.push_str("00-");
-        header.push_str(id);
-        header.push('-');
-        push_hex(&mut header, u128::from(span), 16);
-        header.push('-');
-        header.push_str(flags);
-        header
-    };
-    let span = random.u64(1..);
-    if let Some((id, flags)) = parent {
-        let header = header(id, flags, span);
-        return (trace.unwrap_or_else(|| id.to_owned()), header);
-    }
-    let mut id = String::with_capacity(32);
-    if let Some(trace) = trace {
-        id.extend(trace.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()));
-        if !hex(&id, 32) {
-            id.clear();
-            push_hex(&mut id, random.u128(1..), 32);
-        }
-        let header = header(&id, "00", span);
-        return (trace, header);
-    }
-    push_hex(&mut id, random.u128(1..), 32);
-    let header = header(&id, "00", span);
-    (id, header)
-}
-
 /// The merged configuration: the registered one, overlaid by the request's or the item's.
 pub fn merged_config(registered: &Bytes, over: Option<&Bytes>) -> Bytes {
     match over {
@@ -291,6 +260,7 @@ mod tests {
         Request::parse(
             asked,
             &Bytes::copy_from_slice(body.as_bytes()),
+            Incoming::default(),
             None,
             &Limits::default(),
             &mut random,
@@ -339,24 +309,5 @@ mod tests {
                 .contains("policy_id")
         );
         assert!(parse(Asked::Route, r#"{"message":{},"tenant_id":"t","policy_id":"p"}"#).is_ok());
-    }
-
-    #[test]
-    fn traces_are_passed_on() {
-        let mut random = fastrand::Rng::with_seed(1);
-        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
-        let (trace, header) = trace_context(None, Some(&format!("00-{id}-00f067aa0ba902b7-01")), &mut random);
-        assert_eq!(trace, id);
-        assert!(header.starts_with(&format!("00-{id}-")) && header.ends_with("-01"));
-        for bad in [
-            "",
-            "00-0-0-0",
-            "garbage",
-            &format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
-        ] {
-            let (trace, header) = trace_context(Some("abc".to_owned()), Some(bad), &mut random);
-            assert_eq!(trace, "abc");
-            assert_eq!(header.len(), 55);
-        }
     }
 }

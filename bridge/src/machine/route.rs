@@ -17,6 +17,7 @@ use super::json::Members;
 use super::policies::{Found, PolicyKey};
 use super::request::{Ids, Request};
 use super::slab::Token;
+use super::trace::What;
 use super::wheel::Timer;
 use super::{Client, Due, Machine};
 use crate::transport::Headers;
@@ -182,10 +183,20 @@ impl Machine {
         for (_, call) in &route.calls {
             self.cancel_call(*call, now);
         }
+        self.record_route(&route, Some(&failure), now);
         let failure = failure
             .with("tenant_id", route.key.0.as_str())
             .with("policy_id", route.key.1.as_str());
         self.answer_failure(&route.client, &failure, now);
+    }
+
+    fn record_route(&mut self, route: &Route, failure: Option<&Failure>, now: u64) {
+        if let Some(span) = route.ids.trace.recorded().filter(|_| !route.dry_run) {
+            let provider = route.choice.as_ref().map(|choice| choice.id.clone());
+            let times = (route.client.received_us, now);
+            self.recorded
+                .push(route.ids.span(span, times, What::Route { provider }, failure));
+        }
     }
 
     /// Goes on until a call has to be waited for.
@@ -609,6 +620,7 @@ impl Machine {
     fn complete_route(&mut self, token: Token, now: u64) {
         let Some(route) = self.routes.remove(token) else { return };
         self.wheel.cancel(route.timer);
+        self.record_route(&route, None, now);
         let decision = match &route.choice {
             Some(choice) => json!({"provider_id": choice.id, "reason": choice.reason}),
             None => json!({"provider_id": null, "reason": "no_provider"}),

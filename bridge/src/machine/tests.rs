@@ -13,6 +13,7 @@ use super::limits::Limits;
 use super::mux::Inbox;
 use super::policies::Found;
 use super::request::Asked;
+use super::trace::{Recorded, What};
 use super::{
     COMPANY, COMPANY_US, Decision, Facts, InsideRequest, Machine, MachineSettings, Question, Report, Undecided,
 };
@@ -29,6 +30,7 @@ fn settings() -> MachineSettings {
         max_bytes: 1 << 20,
         max_call_us: 30_000 * MS,
         decide_timeout_us: 250 * MS,
+        record: None,
         second_opinion: false,
         retry_share: 0.2,
         retry_per_second: 100.0,
@@ -846,5 +848,55 @@ fn a_late_policy_is_read_elsewhere() {
     assert_eq!(&*world.questions()[0].extension_id, "a");
     world.pass(1800);
     assert_eq!(world.code(), "deadline_exceeded");
+    world.idle();
+}
+
+#[test]
+fn a_pipeline_is_recorded_as_one_tree_of_spans() {
+    let mut world = World::with(MachineSettings {
+        record: Some(1.0),
+        ..settings()
+    });
+    let policy = json!({"pre": [{"id": "pre", "retry": 1}], "providers": ["prov"]});
+    route(&mut world, &policy, &json!({"a": 1}));
+    let (_, first) = stage(&mut world).remove(0);
+    world.pass(106); // it does not answer in its 100 ms
+    world.pass(200); // the backoff
+    let (_, second) = stage(&mut world).remove(0);
+    let header = |message: &Outbound| {
+        let mut headers = message.headers.iter();
+        headers
+            .find(|(name, _)| *name == "traceparent")
+            .map(|(_, value)| value.to_owned())
+            .unwrap()
+    };
+    assert_eq!(header(&first), header(&second), "both are attempts of the same call");
+    world.reply_to(&second, "{}");
+    let (_, provider) = stage(&mut world).remove(0);
+    world.reply_to(&provider, r#"{"error": "no"}"#);
+    world.sent();
+    let spans: Vec<Recorded> = world.machine.take_recorded().collect();
+    let [pre, prov, route] = spans.as_slice() else {
+        panic!("{spans:?}")
+    };
+    assert!(matches!(&route.what, What::Route { provider } if provider.as_deref() == Some("prov")));
+    assert_eq!(
+        (route.parent, route.parent_is_remote, route.tenant_id.as_deref()),
+        (0, false, Some("t"))
+    );
+    for (span, sent) in [(pre, &first), (prov, &provider)] {
+        assert_eq!((span.trace, span.parent), (route.trace, route.span));
+        assert_eq!(header(sent), format!("00-{:032x}-{:016x}-01", span.trace, span.span));
+    }
+    let outcomes = |span: &Recorded| -> Vec<Outcome> {
+        let What::Invoke { recording, .. } = &span.what else {
+            panic!("{span:?}")
+        };
+        recording.attempts.iter().map(|attempt| attempt.outcome).collect()
+    };
+    assert_eq!(outcomes(pre), [Outcome::Timeout, Outcome::Success]);
+    assert_eq!(outcomes(prov), [Outcome::Error]);
+    let codes = [pre, prov, route].map(|span| span.failure.as_ref().map(|(code, _)| *code));
+    assert_eq!(codes, [None, Some("extension_error"), Some("extension_error")]);
     world.idle();
 }

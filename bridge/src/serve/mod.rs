@@ -16,6 +16,7 @@ pub mod micro;
 pub mod queue;
 pub mod registry;
 pub mod reload;
+pub mod spans;
 pub mod systemd;
 pub mod views;
 
@@ -33,8 +34,9 @@ use crate::image::{Image, Kept};
 use crate::logging::Levels;
 use crate::metrics::Metrics;
 use crate::pg;
-use event_loop::{AdminRequest, Control, EventLoop, LoopState, Sources};
+use event_loop::{Control, EventLoop, LoopState, Outlets, Sources};
 use fallback::Decides;
+use spans::Spans;
 
 /// What the endpoints know of the process.
 pub struct Status {
@@ -161,7 +163,7 @@ fn spawn_loop(
     sources: Sources,
     metrics: Arc<Metrics>,
     state: Arc<LoopState>,
-    admin: mpsc::UnboundedSender<AdminRequest>,
+    outlets: Outlets,
 ) -> (
     std::thread::JoinHandle<()>,
     oneshot::Receiver<Result<mpsc::UnboundedSender<Control>, Exit>>,
@@ -181,7 +183,7 @@ fn spawn_loop(
                 }
             };
             runtime.block_on(async move {
-                match EventLoop::start(&settings, index, databases, sources, metrics, state, admin).await {
+                match EventLoop::start(&settings, index, databases, sources, metrics, state, outlets).await {
                     Ok((event_loop, handle)) => {
                         let _ = tell.send(Ok(handle));
                         // A task of its own, so that the runtime's other tasks get their turns in order.
@@ -216,6 +218,12 @@ pub async fn run(settings: Settings, flags: Options, levels: Levels) -> Result<(
         kept: sources.kept.clone(),
     });
     let (admin_sender, admin_requests) = mpsc::unbounded_channel();
+    let otlp = settings.otlp_endpoint.as_deref();
+    let spans = otlp.map(|at| Spans::start(at, Arc::clone(&metrics))).transpose()?;
+    let outlets = Outlets {
+        admin: admin_sender,
+        spans: spans.as_ref().map(|spans| spans.queue.clone()),
+    };
     let mut threads = Vec::new();
     let mut handles = Vec::new();
     for (index, state) in status.loops.iter().enumerate() {
@@ -226,7 +234,7 @@ pub async fn run(settings: Settings, flags: Options, levels: Levels) -> Result<(
             sources.clone(),
             Arc::clone(&metrics),
             Arc::clone(state),
-            admin_sender.clone(),
+            outlets.clone(),
         );
         let handle = started
             .await
@@ -234,6 +242,7 @@ pub async fn run(settings: Settings, flags: Options, levels: Levels) -> Result<(
         threads.push(thread);
         handles.push(handle);
     }
+    drop(outlets);
     let anew = Arc::new(Notify::new());
     let reloader = reload::Reloader::new(flags, levels, senders, handles.clone(), Arc::clone(&anew));
     let reloader = Arc::new(reloader);
@@ -312,6 +321,9 @@ pub async fn run(settings: Settings, flags: Options, levels: Levels) -> Result<(
         if thread.join().is_err() {
             return Err(Exit::new(Kind::Internal, "a loop panicked"));
         }
+    }
+    if let Some(spans) = spans {
+        spans.end().await;
     }
     tracing::info!("stopped");
     Ok(())

@@ -205,6 +205,7 @@ fn read(flags: Options, old: &Settings) -> Result<Read, Exit> {
         ("decide-url", asked.decide.is_some() != old.decide.is_some()),
         ("probe-interval", asked.probe_interval != old.probe_interval),
         ("discover", asked.discover != old.discover),
+        ("otlp-endpoint", asked.otlp_endpoint != old.otlp_endpoint),
         (
             "metrics-tenant-label",
             asked.metrics_tenant_label != old.metrics_tenant_label,
@@ -230,6 +231,10 @@ fn read(flags: Options, old: &Settings) -> Result<Read, Exit> {
         settings.decide.clone_from(&old.decide);
     }
     (settings.probe_interval, settings.discover) = (old.probe_interval, old.discover);
+    if asked.otlp_endpoint != old.otlp_endpoint {
+        settings.otlp_endpoint.clone_from(&old.otlp_endpoint);
+        settings.machine.record = old.machine.record;
+    }
     settings.options.clone_from(&asked.options);
     Ok(Read {
         fixtures: super::fixtures(&settings),

@@ -13,7 +13,7 @@ use crate::machine::mux::AttemptToken;
 use crate::machine::request::merged_config;
 use crate::machine::slab::Token;
 use crate::machine::text::{Digits, push_hex};
-use crate::machine::{Decision, Machine, Report};
+use crate::machine::{Decision, Machine, Report, trace};
 use crate::transport::{Headers, Inbound, Outbound, Subject};
 
 impl Machine {
@@ -46,6 +46,9 @@ impl Machine {
         if let Some(held) = call.held.take() {
             self.reports.push(held, now);
         }
+        if let Some(recording) = &mut call.recording {
+            recording.sent(subject, decision.local, now);
+        }
         call.state = State::Waiting {
             ticket: decision.ticket,
             local: decision.local,
@@ -69,7 +72,12 @@ impl Machine {
             return;
         }
         let mut headers = Headers::roomy();
-        headers.push("traceparent", &spec.ids.traceparent);
+        let trace = &spec.ids.trace;
+        let recorded = call.recording.as_ref().map(|recording| recording.span);
+        headers.push("traceparent", &trace.header(recorded));
+        if let Some(state) = trace.state() {
+            headers.push("tracestate", state);
+        }
         headers.push("Ext-Version", &call.target.version);
         if let Some(instance) = &call.target.instance_id {
             headers.push("Ext-Instance", instance);
@@ -199,6 +207,15 @@ impl Machine {
             target: target(&call.spec.extension_id, call.target.clone()),
         };
         call.state = State::Backoff;
+        if let Some(recording) = &mut call.recording {
+            recording.attempts.push(trace::Attempt {
+                ended_us: now,
+                latency_us: call.latency_us,
+                outcome,
+                version: call.target.version.to_string(),
+                instance_id: call.target.instance_id.as_deref().map(str::to_owned),
+            });
+        }
         if retry_at.is_some() && call.sent > 1 {
             call.held = Some(report);
         } else {

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -17,6 +17,7 @@ use tokio::time::Sleep;
 
 use super::fallback::{Decides, Fallback};
 use super::micro::Micro;
+use super::spans::Ended;
 use super::views::Views;
 use crate::batch::decide::Decider;
 use crate::batch::gather::Gatherer;
@@ -75,6 +76,15 @@ pub struct AdminRequest {
     pub reply: Option<Subject>,
     /// The loop that will send the answer.
     pub from: mpsc::UnboundedSender<Control>,
+}
+
+/// Where a loop hands over what others see to.
+#[derive(Clone)]
+pub struct Outlets {
+    /// Admin requests.
+    pub admin: mpsc::UnboundedSender<AdminRequest>,
+    /// Spans that have ended, where they are exported.
+    pub spans: Option<mpsc::Sender<Ended>>,
 }
 
 /// What others may see of a loop.
@@ -157,7 +167,7 @@ pub struct EventLoop {
     state: Arc<LoopState>,
     control: mpsc::UnboundedReceiver<Control>,
     handle: mpsc::UnboundedSender<Control>,
-    admin: mpsc::UnboundedSender<AdminRequest>,
+    outlets: Outlets,
     label: String,
     batch: usize,
     began: Instant,
@@ -302,7 +312,22 @@ impl EventLoop {
             reply: message.reply,
             from: self.handle.clone(),
         };
-        let _ = self.admin.send(request); // without a receiver the process is ending
+        let _ = self.outlets.admin.send(request); // without a receiver the process is ending
+    }
+
+    fn hand_over_spans(&mut self, now: u64) {
+        let Some(queue) = &self.outlets.spans else { return };
+        let mut recorded = self.machine.take_recorded().peekable();
+        if recorded.peek().is_none() {
+            return;
+        }
+        // Taken anew each time: the clock may be set while the loop runs.
+        let loop_began = SystemTime::now() - Duration::from_micros(now);
+        for span in recorded {
+            if queue.try_send(Ended { span, loop_began }).is_err() {
+                self.metrics.spans("dropped", 1);
+            }
+        }
     }
 
     /// NATS first: a reply shall leave before its report competes for the processor.
@@ -319,6 +344,7 @@ impl EventLoop {
             }
         }
         self.transport.send_waiting(now);
+        self.hand_over_spans(now);
         for (number, answer) in self.machine.take_inside() {
             if let Some(waiting) = self.inside.remove(&number) {
                 let _ = waiting.send(answer); // nobody may wait any more

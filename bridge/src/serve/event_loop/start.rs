@@ -11,7 +11,7 @@ use super::super::clock;
 use super::super::fallback::{Decides, Fallback};
 use super::super::micro::{Micro, NAME};
 use super::moving::{self, Moving};
-use super::{AdminRequest, Control, EventLoop, Links, LoopState, MESSAGES};
+use super::{Control, EventLoop, Links, LoopState, MESSAGES, Outlets};
 use crate::batch::decide::Decider;
 use crate::batch::gather::Gatherer;
 use crate::batch::report::Reporter;
@@ -105,7 +105,7 @@ impl EventLoop {
         sources: Sources,
         metrics: Arc<Metrics>,
         state: Arc<LoopState>,
-        admin: mpsc::UnboundedSender<AdminRequest>,
+        outlets: Outlets,
     ) -> Result<(Self, mpsc::UnboundedSender<Control>), TransportError> {
         let (handle, control) = mpsc::unbounded_channel();
         let mut transport = Transport::connect(&settings.nats, &Known::default()).await?;
@@ -138,6 +138,7 @@ impl EventLoop {
         }
         let machine = MachineSettings {
             second_opinion: links.is_some() && fallback.is_some(),
+            record: settings.machine.record.filter(|_| outlets.spans.is_some()),
             ..settings.machine.clone()
         };
         let mut machine = Machine::new(machine, inbox.clone(), Arc::clone(&metrics), fastrand::u64(..));
@@ -165,7 +166,7 @@ impl EventLoop {
             state,
             control,
             handle: handle.clone(),
-            admin,
+            outlets,
             label: index.to_string(),
             batch: settings.batch,
             began: Instant::now(),
