@@ -93,8 +93,18 @@ pub fn on_processor(pid: u32) -> Option<f64> {
 
 /// Memory of one process that it shares with nobody, in MiB.
 pub fn own_memory(pid: u32) -> Option<f64> {
+    status(pid, "RssAnon:")
+}
+
+/// The most memory that one process has had so far, in MiB.
+pub fn peak_memory(pid: u32) -> Option<f64> {
+    status(pid, "VmHWM:")
+}
+
+/// A line of `/proc/PID/status`, from kB to MiB.
+fn status(pid: u32, name: &str) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<f64>().ok()? / 1024.0)
 }
 

@@ -10,6 +10,7 @@ mod f07_core;
 mod f08_edit;
 mod f09_throughput;
 mod f10_latency;
+mod f11_bridge_memory;
 mod f12_memory;
 mod f13_pipeline;
 mod f14_percentiles;
@@ -28,6 +29,7 @@ pub const ALL: &[Figure] = &[
     f08_edit::FIGURE,
     f09_throughput::FIGURE,
     f10_latency::FIGURE,
+    f11_bridge_memory::FIGURE,
     f12_memory::FIGURE,
     f13_pipeline::FIGURE,
     f14_percentiles::FIGURE,

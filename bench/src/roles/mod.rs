@@ -1,7 +1,9 @@
 //! The processes beside the one that measures, all of this program: a service, a relay, and somebody who calls.
 
 mod echo;
+mod flood;
 pub mod load;
+mod mute;
 mod relay;
 
 use async_nats::Client;
@@ -44,6 +46,20 @@ pub enum Role {
         #[arg(long)]
         headers: bool,
     },
+    /// A service that takes every request and answers none
+    #[command(hide = true)]
+    Mute { url: String },
+    /// Makes calls that nobody answers, and prints how many have ended
+    #[command(hide = true)]
+    Flood {
+        url: String,
+        /// Followed by the extension's id
+        subject: String,
+        calls: u64,
+        in_flight: usize,
+        /// Of a request
+        bytes: usize,
+    },
     /// Calls for a while and prints what came of it
     #[command(hide = true)]
     Load {
@@ -68,6 +84,14 @@ impl Role {
         runtime.block_on(async {
             match self {
                 Self::Echo { url } => echo::run(&connect(url).await?).await,
+                Self::Mute { url } => mute::run(&connect(url).await?).await,
+                Self::Flood {
+                    url,
+                    subject,
+                    calls,
+                    in_flight,
+                    bytes,
+                } => flood::run(connect(url).await?, subject, *calls, *in_flight, *bytes).await,
                 Self::Relay { url, subject, headers } => relay::run(connect(url).await?, subject, *headers).await,
                 Self::Load {
                     url,
