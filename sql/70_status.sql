@@ -64,6 +64,29 @@ $$;
 comment on function @extschema@._ext_triggers() is
     'The triggers that the extension brings, and whether they must be ENABLE ALWAYS.';
 
+create function @extschema@._ext_triggers_amiss() returns table (relation regclass, name name, always boolean, enabled text)
+language sql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select
+        ours.relation,
+        ours.name,
+        ours.always,
+        case t.tgenabled
+            when 'O' then 'origin'
+            when 'R' then 'replica'
+            when 'D' then 'disabled'
+            else 'missing'
+        end
+    from @extschema@._ext_triggers() ours
+    left join pg_trigger t on t.tgrelid = ours.relation and t.tgname = ours.name
+    where t.tgenabled is null
+        or t.tgenabled not in ('A', case when ours.always then 'A' else 'O' end)
+$$;
+
+comment on function @extschema@._ext_triggers_amiss() is
+    'Those of the extension''s triggers that are not as they must be.';
+
 create function @extschema@.ext_registry_status(
     out total bigint,
     out extensions_by_type jsonb,
@@ -106,12 +129,7 @@ as $$
         s.stale_reports,
         s.untracked_targets,
         s.lost_events,
-        not exists (
-            select from @extschema@._ext_triggers() ours
-            left join pg_trigger t on t.tgrelid = ours.relation and t.tgname = ours.name
-            where t.tgenabled is null
-                or t.tgenabled not in ('A', case when ours.always then 'A' else 'O' end)
-        ),
+        not exists (select from @extschema@._ext_triggers_amiss()),
         (select x.extversion from pg_extension x where x.extname = 'ext_registry'),
         s.library_version,
         s.is_standby,

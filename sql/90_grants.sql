@@ -87,6 +87,7 @@ as $$
             ('viewer', 'execute', 'function', '_ext_merged_latency'),
             ('viewer', 'execute', 'function', '_ext_status'),
             ('viewer', 'execute', 'function', '_ext_triggers'),
+            ('viewer', 'execute', 'function', '_ext_triggers_amiss'),
 
             ('operator', 'insert', 'table', 'extensions'),
             ('operator',
@@ -195,7 +196,8 @@ as $$
             ('bridge', 'execute', 'function', '_ext_live_instance'),
             ('bridge', 'execute', 'function', '_ext_merged_latency'),
             ('bridge', 'execute', 'function', '_ext_status'),
-            ('bridge', 'execute', 'function', '_ext_triggers')
+            ('bridge', 'execute', 'function', '_ext_triggers'),
+            ('bridge', 'execute', 'function', '_ext_triggers_amiss')
     ) p(level, privilege, kind, object)
     where p.level = _ext_privileges.level
         or (p.level = 'viewer' and _ext_privileges.level in ('operator', 'admin'))

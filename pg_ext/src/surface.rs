@@ -63,7 +63,8 @@ extension_sql_file!(
     name = "70_status",
     requires = ["62_validate"]
 );
-extension_sql_file!("../../sql/80_invoke.sql", name = "80_invoke", requires = ["70_status"]);
+extension_sql_file!("../../sql/71_repair.sql", name = "71_repair", requires = ["70_status"]);
+extension_sql_file!("../../sql/80_invoke.sql", name = "80_invoke", requires = ["71_repair"]);
 extension_sql_file!(
     "../../sql/81_publish.sql",
     name = "81_publish",

@@ -14,6 +14,7 @@ use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
 use pgrx::spi::{self, Spi, SpiClient};
 use pgrx::{PgOid, Uuid, pg_sys};
 
+use super::triggers::Triggers;
 use crate::shmem::{Database, Moved, Shared, Slot, VERSION};
 use crate::{clock, guc, invalidate, session};
 
@@ -30,6 +31,7 @@ pub struct Flusher {
     minutes: HashMap<u64, Vec<(u64, u64)>>,
     /// So many changes of the registry have been told.
     told: u64,
+    triggers: Triggers,
 }
 
 /// A copy of one target.
@@ -62,6 +64,7 @@ impl Flusher {
             extensions,
             minutes: HashMap::new(),
             told: 0,
+            triggers: Triggers::default(),
         })
     }
 
@@ -258,6 +261,7 @@ impl Flusher {
 
     /// Frees the places of what is gone and deletes what is too old.
     pub fn housekeeping(&mut self, shared: &Shared) {
+        self.triggers.look_at(&self.schema);
         let uids = self.sql("select uid from @schema@.extensions");
         let clean = self.sql(include_str!("housekeeping.sql"));
         // What was given out before the list was read and is not on it may be of a transaction that has not committed yet.

@@ -5,6 +5,7 @@ mod giveway;
 mod launcher;
 mod main;
 mod promote;
+mod triggers;
 
 pub use giveway::install as install_giveway;
 pub use launcher::register as register_launcher;

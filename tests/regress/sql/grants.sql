@@ -108,6 +108,7 @@ insert into attempts (statement) values
     ('select ext_register(''{"id": "a", "type": "pre", "subject": "s", "versions": [{"version": "v2", "subject": "s"}]}'')'),
     ('select ext_import(''{}'')'),
     ('select ext_reload()'),
+    ('select * from ext_repair()'),
     ('select ext_grant(''regress_public'', ''admin'')'),
     ('select ext_revoke(''regress_admin'', ''admin'')'),
     ('update extension_audit_log set action = ''create'''),
