@@ -1,4 +1,5 @@
-# `make help` lists the targets. PG_CONFIG=/path/to/pg_config chooses the Postgres, CARGO_TARGET_DIR another target/.
+# `make help` lists the targets. PG_CONFIG=/path/to/pg_config chooses the Postgres, PG=18 one of that major that is fetched if
+# it is missing, CARGO_TARGET_DIR another target/.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -6,9 +7,16 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 CARGO ?= cargo
+ifdef PG
+export PG_CONFIG := $(shell scripts/postgres $(PG))
+ifeq ($(PG_CONFIG),)
+$(error no Postgres $(PG))
+endif
+endif
 # Asked only where a recipe needs it: `make help` and `make setup` work without a Postgres.
-PG_CONFIG_PATH = $(shell scripts/pg-config)
-PG_MAJOR = $(shell scripts/pg-config --major)
+# (Variables that are exported here are not yet seen by $(shell) in make 4.3.)
+PG_CONFIG_PATH = $(shell PG_CONFIG=$(PG_CONFIG) scripts/pg-config)
+PG_MAJOR = $(shell PG_CONFIG=$(PG_CONFIG) scripts/pg-config --major)
 # The extension is built for one Postgres major, named by a cargo feature.
 PG_FEATURE = --no-default-features --features pg$(PG_MAJOR)
 # With no right to write into Postgres's own directories, cargo-pgrx asks sudo.

@@ -136,7 +136,7 @@ begin
             (
                 select a.attname from pg_attribute a
                 where a.attrelid = target and a.attnum = any (c.conkey)
-                order by given ? a.attname desc
+                order by given ? a.attname desc, a.attnum
                 limit 1
             ) as attname
         from pg_constraint c

@@ -338,7 +338,9 @@ begin
         join pg_depend d on d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
         join pg_extension x on x.oid = d.refobjid and x.extname = 'ext_registry'
         -- (Row types of tables and views stay as Postgres makes them: pg_dump knows no rights on these.)
-        where t.typname <> 'hdr' and t.typelem = 0 and has_type_privilege('public', t.oid, 'usage')
+        left join pg_class c on c.oid = t.typrelid
+        where t.typname <> 'hdr' and t.typelem = 0 and coalesce(c.relkind, 'c') = 'c'
+            and has_type_privilege('public', t.oid, 'usage')
     loop
         execute format('revoke all on type %s from public', member.object);
     end loop;

@@ -24,7 +24,9 @@ pub mod python;
 pub mod reaper;
 pub mod registry;
 pub mod services;
+pub mod upgrade;
 pub mod wait;
+pub mod whole;
 
 pub use bridge::Bridge;
 pub use caller::{Caller, Reply};

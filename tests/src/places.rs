@@ -38,9 +38,23 @@ pub fn pg_config() -> &'static Path {
 
 /// A program of the Postgres under test, such as `initdb`.
 pub fn pg_program(name: &str) -> PathBuf {
+    pg_bin().join(name)
+}
+
+/// Where the programs of the Postgres under test are.
+pub fn pg_bin() -> &'static Path {
     static BIN: OnceLock<PathBuf> = OnceLock::new();
-    BIN.get_or_init(|| PathBuf::from(output(Command::new(pg_config()).arg("--bindir"))))
-        .join(name)
+    BIN.get_or_init(|| bin_of(pg_config()))
+}
+
+/// Where the programs of a Postgres of that major are, as `make install PG=<major>` has chosen it.
+pub fn pg_bin_of(major: u32) -> PathBuf {
+    let pg_config = output(Command::new(root().join("scripts/postgres")).arg(major.to_string()));
+    bin_of(Path::new(&pg_config))
+}
+
+fn bin_of(pg_config: &Path) -> PathBuf {
+    PathBuf::from(output(Command::new(pg_config).arg("--bindir")))
 }
 
 /// The nats-server of `make setup`.

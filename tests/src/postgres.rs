@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -43,12 +43,14 @@ impl Shutdown {
 /// A running cluster; stopped and removed when dropped.
 #[derive(Debug)]
 pub struct Postgres {
-    server: Server,
-    port: u16,
-    user: Option<Unprivileged>,
-    directory: Directory,
+    pub(crate) server: Server,
+    pub(crate) port: u16,
+    pub(crate) user: Option<Unprivileged>,
+    pub(crate) directory: Directory,
     /// Unix sockets have short paths.
-    socket: Directory,
+    pub(crate) socket: Directory,
+    /// Its programs.
+    pub(crate) bin: PathBuf,
 }
 
 impl Postgres {
@@ -62,11 +64,16 @@ impl Postgres {
     /// A new cluster. `settings` are lines for `postgresql.conf`, after and above the defaults here: `fsync` is off
     /// unless they say otherwise, and there is room for the targets of many tests at once.
     pub fn start(settings: &[&str]) -> Self {
+        Self::start_of(places::pg_bin(), settings)
+    }
+
+    /// The same with the programs in `bin`, where the extension must have been installed.
+    pub fn start_of(bin: &Path, settings: &[&str]) -> Self {
         let user = Unprivileged::needed();
         let directory = Directory::new("pg-", user);
         let socket = Directory::short("xr-", user);
         let port = ports::free();
-        initdb(directory.path(), user);
+        initdb(bin, directory.path(), user, &[]);
 
         let mut conf = format!(
             "listen_addresses = '127.0.0.1'\n\
@@ -91,13 +98,13 @@ impl Postgres {
         let initial = std::fs::read_to_string(&path).expect("initdb made it");
         std::fs::write(&path, initial + &conf).expect("postgresql.conf can be written");
 
-        let server = spawn(directory.path(), user);
         let cluster = Self {
-            server,
+            server: spawn(bin, directory.path(), user),
             port,
             user,
             directory,
             socket,
+            bin: bin.to_owned(),
         };
         must_succeed(&cluster.psql("postgres", &format!("create role {BRIDGE_ROLE} login")));
         cluster
@@ -111,7 +118,7 @@ impl Postgres {
         let socket = Directory::short("xr-", self.user);
         let port = ports::free();
         let data = directory.path().join("data");
-        let mut command = Command::new(places::pg_program("pg_basebackup"));
+        let mut command = Command::new(self.bin.join("pg_basebackup"));
         command
             .arg("-D")
             .arg(&data)
@@ -140,11 +147,12 @@ impl Postgres {
         let primary = std::fs::read_to_string(&path).expect("pg_basebackup copied it");
         std::fs::write(&path, primary + &conf).expect("postgresql.conf can be written");
         Self {
-            server: spawn(directory.path(), self.user),
+            server: spawn(&self.bin, directory.path(), self.user),
             port,
             user: self.user,
             directory,
             socket,
+            bin: self.bin.clone(),
         }
     }
 
@@ -265,7 +273,7 @@ impl Postgres {
     /// Starts it again after [`Postgres::stop`], same port, same data.
     pub fn start_again(&mut self) {
         assert!(self.server.ended().is_some(), "Postgres runs");
-        self.server = spawn(self.directory.path(), self.user);
+        self.server = spawn(&self.bin, self.directory.path(), self.user);
     }
 
     /// `pg_ctl restart -m ...`
@@ -302,8 +310,8 @@ fn install() -> String {
     format!("create extension ext_registry; select ext_grant('{BRIDGE_ROLE}', 'bridge')")
 }
 
-fn initdb(directory: &Path, user: Option<Unprivileged>) {
-    let mut command = Command::new(places::pg_program("initdb"));
+pub(crate) fn initdb(bin: &Path, directory: &Path, user: Option<Unprivileged>, more: &[&str]) {
+    let mut command = Command::new(bin.join("initdb"));
     command
         .arg("-D")
         .arg(directory.join("data"))
@@ -314,6 +322,7 @@ fn initdb(directory: &Path, user: Option<Unprivileged>) {
             "--locale=C",
             "--no-sync",
         ])
+        .args(more)
         .current_dir(directory);
     if let Some(user) = user {
         user.apply(&mut command);
@@ -321,9 +330,9 @@ fn initdb(directory: &Path, user: Option<Unprivileged>) {
     must_succeed(&command.output().expect("initdb can be started"));
 }
 
-fn spawn(directory: &Path, user: Option<Unprivileged>) -> Server {
+pub(crate) fn spawn(bin: &Path, directory: &Path, user: Option<Unprivileged>) -> Server {
     let data = directory.join("data");
-    let mut command = Command::new(places::pg_program("postgres"));
+    let mut command = Command::new(bin.join("postgres"));
     command.arg("-D").arg(&data).current_dir(directory);
     if let Some(user) = user {
         user.apply(&mut command);

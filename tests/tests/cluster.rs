@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::{Client, HeaderValue, Message};
+use ext_registry_tests::process::Directory;
 use ext_registry_tests::{Bridge, Nats, Postgres, Services, Session, eventually, wait_until};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -312,6 +313,17 @@ async fn a_server_and_a_bridge_are_killed_and_each_call_is_counted_once() {
     println!("{of_killed} attempts by the killed bridge, {reported} of them counted");
 }
 
+/// A registry of one extension that may take its time: what is lost fails a call, a busy machine does not.
+fn patient() -> Directory {
+    let directory = Directory::new("fixtures-", None);
+    let folder = directory.path().join("extensions");
+    let extension = json!({"id": "normalize_text", "type": "pre", "subject": "beamline.ext.pre.normalize_text.v1",
+        "timeout_ms": 30_000});
+    std::fs::create_dir(&folder).expect("our own directory");
+    std::fs::write(folder.join("normalize_text.json"), extension.to_string()).expect("our own directory");
+    directory
+}
+
 async fn wait_for(condition: impl Fn() -> bool) {
     eventually(SOON, async || if condition() { Ok(()) } else { Err("not yet") }).await;
 }
@@ -320,7 +332,8 @@ async fn wait_for(condition: impl Fn() -> bool) {
 async fn a_server_that_stops_in_order_costs_no_call() {
     let nodes = Nats::cluster(2).await;
     let services = Services::start(&nodes[1], &[]).await;
-    let bridge = Bridge::start_on_fixtures(&nodes[0], &[]);
+    let fixtures = patient();
+    let bridge = Bridge::start_on_fixtures(&nodes[0], &["--fixtures", fixtures.path().to_str().expect("UTF-8")]);
     // Those at the server that stops have to go, too; until then they are served.
     let (staying, going) = (Callers::new(&nodes[1]).await, Callers::new(&nodes[0]).await);
     let (over, gone) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
@@ -376,8 +389,10 @@ async fn a_server_that_stops_in_order_costs_no_call() {
 async fn sigterm_costs_no_call_where_another_bridge_serves() {
     let nats = Nats::start();
     let services = Services::start(&nats, &[]).await;
-    let mut bridge = Bridge::start_on_fixtures(&nats, &[]);
-    let other = Bridge::start_on_fixtures(&nats, &[]);
+    let fixtures = patient();
+    let flags = ["--fixtures", fixtures.path().to_str().expect("UTF-8")];
+    let mut bridge = Bridge::start_on_fixtures(&nats, &flags);
+    let other = Bridge::start_on_fixtures(&nats, &flags);
     let callers = Callers::new(&nats).await;
     let over = Arc::new(AtomicBool::new(false));
     let work = async {

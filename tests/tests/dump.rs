@@ -5,42 +5,10 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use ext_registry_tests::process::Directory;
+use ext_registry_tests::whole::{fill, state};
 use ext_registry_tests::{Database, Postgres, eventually, places};
 
 const SOON: Duration = Duration::from_secs(30);
-
-/// A registry with something of everything that a DBA owns, and grants to `role`.
-fn fill(database: &Database<'_>, role: &str) {
-    database.load_fixtures();
-    database.run(&format!(
-        r#"insert into extension_versions (id, version, subject, timeout_ms, retry, routing_rules, rollout_percent)
-           values ('normalize_text', 'v2', 'svc.v2', 80, 1, '{{"tenant_id": ["t1"]}}', 100),
-                  ('normalize_text', 'v10', 'svc.v10', 90, 0, '{{"environment": "stage"}}', 50);
-           insert into extension_instances (extension_id, instance_id, subject, weight, health_status)
-           values ('pii_guard', 'a', 'svc.a', 67, 'healthy'), ('pii_guard', 'b', 'svc.b', 33, 'degraded');
-           update extension_health set circuit_breaker_failure_threshold = 7 where extension_id = 'mask_pii';
-           update extensions set enabled = false where id = 'test_provider';
-           create role {role} login;
-           select ext_grant('{role}', 'operator')"#
-    ));
-}
-
-/// What must be the same afterwards: documents, decisions, the log, grants.
-fn state(database: &Database<'_>, role: &str) -> String {
-    database.run(&format!(
-        r#"select ext_export() - 'exported_at';
-           select extension_id, version, instance_id, subject, timeout_ms, retry, allowed, reason
-           from ext_preview(
-               (select array_agg(id order by n, id) from extensions, generate_series(1, 12) n),
-               (select array_agg(jsonb_build_object('tenant_id', 't' || n % 3, 'environment', (array['prod', 'stage'])[n % 2 + 1])
-                   order by n, id) from extensions, generate_series(1, 12) n));
-           select count(*), max(changed_at) from extension_audit_log;
-           select has_column_privilege('{role}', 'extensions', 'config', 'update'),
-               has_function_privilege('{role}', 'ext_select(text, jsonb, text[])', 'execute');
-           select * from extension_health_settings order by 1;
-           select id, created_at, updated_at, uid from extensions order by 1"#
-    ))
-}
 
 fn program(name: &str, database: &Database<'_>) -> Command {
     let mut command = Command::new(places::pg_program(name));
@@ -80,8 +48,8 @@ async fn a_restored_registry_decides_the_same() {
     let cluster = Postgres::shared();
     let database = cluster.database();
     let role = format!("dumped_{}", database.name());
-    fill(&database, &role);
-    let before = state(&database, &role);
+    fill(cluster, database.name(), &role);
+    let before = state(cluster, database.name(), &role);
     assert!(before.contains("v10") && before.contains("t|t"), "{before}");
     let directory = Directory::new("dump-", None);
     let file = |name: &str| directory.path().join(name);
@@ -90,13 +58,13 @@ async fn a_restored_registry_decides_the_same() {
     dump(&database, &[], &whole);
     let copy = cluster.database_without_extension();
     load(&copy, &whole);
-    assert_eq!(state(&copy, &role), before, "pg_dump | psql");
+    assert_eq!(state(cluster, copy.name(), &role), before, "pg_dump | psql");
 
     let of_it = file("extension.sql");
     dump(&database, &["--extension=ext_registry"], &of_it);
     let copy = cluster.database_without_extension();
     load(&copy, &of_it);
-    assert_eq!(state(&copy, &role), before, "pg_dump --extension");
+    assert_eq!(state(cluster, copy.name(), &role), before, "pg_dump --extension");
 
     let (schema, data) = (file("schema.sql"), file("data.sql"));
     dump(&database, &["--schema-only"], &schema);
@@ -105,7 +73,7 @@ async fn a_restored_registry_decides_the_same() {
     load(&copy, &schema);
     assert_eq!(copy.run("select count(*) from extensions"), "0");
     load(&copy, &data);
-    assert_eq!(state(&copy, &role), before, "the schema, then the data");
+    assert_eq!(state(cluster, copy.name(), &role), before, "the schema, then the data");
 
     let archive = file("archive");
     dump(&database, &["-Fc"], &archive);
@@ -114,22 +82,22 @@ async fn a_restored_registry_decides_the_same() {
         let mut restore = program("pg_restore", &copy);
         restore.args(arguments).args(["-d", copy.name()]).arg(&archive);
         silent(&restore.output().expect("pg_restore can be started"));
-        assert_eq!(state(&copy, &role), before, "pg_restore {arguments:?}");
+        assert_eq!(state(cluster, copy.name(), &role), before, "pg_restore {arguments:?}");
     }
     // Over what is there: dropped and made again.
     let clean = file("clean.sql");
     dump(&database, &["--clean", "--if-exists"], &clean);
     load(&copy, &clean);
-    assert_eq!(state(&copy, &role), before, "pg_dump --clean");
+    assert_eq!(state(cluster, copy.name(), &role), before, "pg_dump --clean");
 }
 
 #[tokio::test]
 async fn what_a_restore_with_disabled_triggers_leaves_is_told_and_repaired() {
-    let cluster = Postgres::start(&[]);
+    let cluster = &Postgres::start(&[]);
     let database = cluster.database();
     let role = format!("dumped_{}", database.name());
-    fill(&database, &role);
-    let before = state(&database, &role);
+    fill(cluster, database.name(), &role);
+    let before = state(cluster, database.name(), &role);
     let directory = Directory::new("dump-", None);
     let data = directory.path().join("data.sql");
     dump(&database, &["--data-only", "--disable-triggers"], &data);
@@ -144,17 +112,15 @@ async fn what_a_restore_with_disabled_triggers_leaves_is_told_and_repaired() {
     eventually(SOON, async || {
         let log = cluster.log();
         let told = ["triggers are not enabled as they must be", "ext_repair();"];
-        match told.iter().all(|part| log.contains(part)) {
-            true => Ok(()),
-            false => Err(log),
-        }
+        let all = told.iter().all(|part| log.contains(part));
+        if all { Ok(()) } else { Err(log) }
     })
     .await;
     let repaired = copy.run("select relation, trigger, was from ext_repair()");
     assert!(repaired.contains("extensions|!invalidate|origin"), "{repaired}");
     assert_eq!(copy.run(amiss), "f");
     assert_eq!(copy.run("select * from ext_repair()"), "");
-    assert_eq!(state(&copy, &role), before);
+    assert_eq!(state(cluster, copy.name(), &role), before);
 
     // Switched off by hand, and then changed: no session knows until it is repaired.
     let session = copy.connect().await;

@@ -679,7 +679,10 @@ async fn parallel_workers_see_what_their_leader_has_changed() {
             "create table calls as select n from generate_series(1, 3000) n; analyze calls;
              alter table calls set (parallel_workers = 2);
              set parallel_setup_cost = 0; set parallel_tuple_cost = 0; set min_parallel_table_scan_size = 0;
-             set force_parallel_mode = on; set parallel_leader_participation = off",
+             set parallel_leader_participation = off;
+             -- It has had two names.
+             select set_config(name, 'on', false) from pg_settings
+             where name in ('force_parallel_mode', 'debug_parallel_query')",
         )
         .await;
     let query =
