@@ -27,7 +27,7 @@ use crate::pg::{self, Databases, Direct, PgError, describe};
 const MAX_AGE: Duration = Duration::from_secs(1);
 /// The whole registry is looked at this often.
 const SYNC: Duration = Duration::from_mins(1);
-/// The longest wait for Postgres; older series are not shown.
+/// The longest wait for Postgres. Older series are not shown.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The key of the advisory lock: `ext_brdg`.
 const LOCK: i64 = 0x6578_745f_6272_6467;
@@ -142,12 +142,7 @@ impl Registry {
 
     /// Reads the registry, and says so.
     async fn sync(&self, inner: &mut Inner) -> Result<i64, PgError> {
-        let read = tokio::time::timeout(PATIENCE, self.read(inner)).await;
-        let read = read.unwrap_or_else(|_| {
-            // It may never answer again.
-            self.lose(inner);
-            Err(PgError::TimedOut)
-        });
+        let read = self.read(inner).await;
         match &read {
             Ok(count) => {
                 self.metrics.syncs.with_label_values(&["success"]).inc();
@@ -175,32 +170,46 @@ impl Registry {
         self.read_at.borrow().is_none_or(|at| at.elapsed() > age)
     }
 
-    /// Brings the series up to date, if they are older than a second. Waits two seconds at most.
-    pub async fn refresh(&self) {
-        let work = async {
-            if self.source == Source::Fixtures {
-                return false;
+    /// Brings the series up to date, if they are older than a second. Waits five seconds at most; what takes longer goes on.
+    pub async fn refresh(self: &Arc<Self>) {
+        if self.source == Source::Fixtures {
+            if let Some(views) = self.own_views().await {
+                self.show_own(&views);
             }
-            let mut inner = self.inner.lock().await;
-            let stands = |link: &Link| !link.direct.client.is_closed();
-            if !self.is_older_than(MAX_AGE) && inner.link.as_ref().is_some_and(stands) {
-                return true;
-            }
-            let read = self.read(&mut inner).await;
-            if let Err(error) = &read {
-                tracing::debug!(%error, "the registry's series are old");
-            }
-            read.is_ok()
-        };
-        let work = tokio::time::timeout(Duration::from_secs(2), work);
-        if work.await.unwrap_or(false) {
             return;
         }
-        match self.own_views().await {
-            Some(views) => self.show_own(&views),
-            None if self.is_older_than(PATIENCE) => self.metrics.hide_registry(),
-            None => {}
+        let this = Arc::clone(self);
+        let mut work = tokio::spawn(async move { this.bring_up_to_date().await });
+        let done = tokio::time::timeout(Duration::from_secs(2), &mut work).await;
+        if matches!(done, Ok(Ok(true))) {
+            return;
         }
+        if let Some(views) = self.own_views().await {
+            self.show_own(&views);
+            return;
+        }
+        // Postgres decides: a large registry takes its time.
+        let done = match done {
+            Ok(_) => done,
+            Err(_) => tokio::time::timeout(Duration::from_secs(3), work).await,
+        };
+        if !matches!(done, Ok(Ok(true))) && self.is_older_than(PATIENCE) {
+            self.metrics.hide_registry();
+        }
+    }
+
+    /// Says whether it has.
+    async fn bring_up_to_date(&self) -> bool {
+        let mut inner = self.inner.lock().await;
+        let stands = |link: &Link| !link.direct.client.is_closed();
+        if !self.is_older_than(MAX_AGE) && inner.link.as_ref().is_some_and(stands) {
+            return true;
+        }
+        let read = self.read(&mut inner).await;
+        if let Err(error) = &read {
+            tracing::debug!(%error, "the registry's series are old");
+        }
+        read.is_ok()
     }
 
     /// What the loops have seen themselves; `None` where Postgres decides, or nobody.
@@ -222,6 +231,7 @@ impl Registry {
     fn show_own(&self, views: &Views) {
         let metrics = &self.metrics;
         let from = if self.image().is_some() { "image" } else { "fixtures" };
+        self.read_at.send_replace(None);
         metrics.hide_registry();
         metrics.show_openings(views.keys().map(String::as_str));
         for (id, view) in views {
@@ -298,7 +308,8 @@ impl Registry {
     }
 
     async fn read(&self, inner: &mut Inner) -> Result<i64, PgError> {
-        let result = self.read_series(inner).await;
+        let result = tokio::time::timeout(PATIENCE, self.read_series(inner)).await;
+        let result = result.unwrap_or(Err(PgError::TimedOut));
         if let Err(error) = &result {
             if let PgError::Postgres(error) = error {
                 tracing::debug!(error = describe(error), "reading the series failed");
