@@ -298,11 +298,100 @@ async fn every_outcome_is_counted_once_and_under_its_own_name() {
         )])
     );
 
+    let described = described();
+    let shown: BTreeMap<&str, &str> = now.types.iter().map(|(name, kind)| (&**name, &**kind)).collect();
+    let page: BTreeMap<&str, &str> = described.iter().map(|(name, (kind, _))| (&**name, &**kind)).collect();
+    assert_eq!(shown, page, "docs/metrics.md names what there is, and nothing else");
+    for (name, labels) in labels_of(&now) {
+        assert_eq!(described[&name].1, labels, "labels of {name} in docs/metrics.md");
+    }
+
+    let page = std::fs::read_to_string(places::root().join("docs/metrics.md")).expect("docs/metrics.md");
+    for labels in now.by_labels("ext_bridge_refused_total").into_keys() {
+        let reason = labels.trim_start_matches("reason=").trim_matches('"');
+        assert!(
+            page.contains(&format!("`{reason}`")),
+            "{reason} is not in docs/metrics.md"
+        );
+    }
+
     let text = bridge.metrics();
     for never in ["no_such_thing", "a{b", "t1", "t2", "no_such_policy"] {
         assert!(!text.contains(never), "{never}:\n{text}");
     }
     assert_eq!(complaints(&text), ALLOWED.map(str::to_owned).into());
+}
+
+/// Type and labels of the metrics in docs/metrics.md, by name.
+fn described() -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let path = places::root().join("docs/metrics.md");
+    let page = std::fs::read_to_string(path).expect("docs/metrics.md");
+    let mut described = BTreeMap::new();
+    for row in page.lines().filter_map(|line| line.strip_prefix("| `")) {
+        let (name, rest) = row.split_once("` |").expect(row);
+        let mut cells = rest.split('|').map(str::trim);
+        let kind = cells.next().expect("a type").to_owned();
+        // What is in backquotes, but for what is there on request only.
+        let labels = cells.next().expect("labels").split(';').next().expect("one part");
+        let labels = labels.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        let before = described.insert(name.to_owned(), (kind, labels));
+        assert_eq!(before, None, "{name} twice");
+    }
+    assert!(described.len() > 40, "{}", described.len());
+    described
+}
+
+/// The labels that the series of each metric have.
+fn labels_of(scrape: &Scrape) -> BTreeMap<String, BTreeSet<String>> {
+    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for series in scrape.series.keys() {
+        let metric = scrape.metric_of(series).expect("a metric");
+        let names = found.entry(metric.to_owned()).or_default();
+        if let Some((_, labels)) = series.split_once('{') {
+            let names_of = labels.trim_end_matches('}').split("\",");
+            let of = |label: &str| label.split('=').next().expect("a name").to_owned();
+            names.extend(names_of.map(of).filter(|name| name != "le"));
+        }
+    }
+    found
+}
+
+#[test]
+fn the_queries_of_the_page_are_promql_over_what_there_is() {
+    let path = places::root().join("docs/metrics.md");
+    let page = std::fs::read_to_string(path).expect("docs/metrics.md");
+    let queries: Vec<&str> = page
+        .split("```promql\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().expect("a block ends"))
+        .collect();
+    assert!(queries.len() >= 10, "{}", queries.len());
+    let described = described();
+    let mut rules = String::from("groups:\n- name: page\n  rules:\n");
+    for (n, query) in queries.iter().enumerate() {
+        let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for metric in words.filter(|word| word.starts_with("router_") || word.starts_with("ext_bridge_")) {
+            let parts = ["_bucket", "_sum", "_count"]
+                .iter()
+                .filter_map(|part| metric.strip_suffix(part));
+            let known = std::iter::once(metric)
+                .chain(parts)
+                .any(|name| described.contains_key(name));
+            assert!(known, "{metric} is not on the page: {query}");
+        }
+        let query = serde_json::to_string(query).expect("a string");
+        rules += &format!("  - record: q{n}\n    expr: {query}\n");
+    }
+    let folder = Directory::new("rules-", None);
+    let file = folder.path().join("rules.yml");
+    std::fs::write(&file, rules).expect("our own directory");
+    let mut promtool = Command::new(places::tool("promtool"));
+    let output = promtool
+        .args(["check", "rules"])
+        .arg(&file)
+        .output()
+        .expect("promtool can be started");
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[tokio::test]
