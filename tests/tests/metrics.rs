@@ -503,6 +503,14 @@ async fn what_cannot_be_read_is_not_shown_and_openings_are_counted_on() {
     session
         .run("insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1')")
         .await;
+    open(&session).await;
+    session.run("select ext_breaker_reset('x')").await;
+    let history = "select count(*)::text from extension_breaker_events where to_state = 'open'";
+    eventually(SOON, async || match session.one(history, &[]).await.as_str() {
+        "1" => Ok(()),
+        other => Err(other.to_owned()),
+    })
+    .await;
     let bridge = Bridge::start_on(&nats, &cluster, DATABASE, &[]);
     let opened = r#"router_extension_circuit_breaker_opened_total{extension_id="x"}"#;
     becomes(&bridge, opened, 0.0).await;
