@@ -95,6 +95,10 @@ impl Registry {
     /// Looks at the registry from time to time.
     pub async fn tend(self: Arc<Self>) {
         if self.source == Source::Fixtures {
+            let mut fixtures = self.sources.fixtures.clone();
+            while fixtures.changed().await.is_ok() {
+                self.show_fixtures();
+            }
             return;
         }
         let mut failures = 0_u32;
@@ -126,10 +130,10 @@ impl Registry {
         }
     }
 
-    /// Looks at the registry now, whatever is known of it. Waits five seconds at most.
+    /// Looks at the registry now, whatever is known of it. Waits five seconds at most. Fixtures that were read are looked at
+    /// anyway.
     pub async fn reload(&self) -> Result<(), PgError> {
         if self.source == Source::Fixtures {
-            self.show_fixtures();
             return Ok(());
         }
         let work = async {
@@ -163,7 +167,8 @@ impl Registry {
             series.set(count as i64);
         }
         self.metrics.syncs.with_label_values(&["success"]).inc();
-        tracing::info!(source = "fixtures", "Extension Registry synced");
+        let count = image.extensions().count();
+        tracing::info!(source = "fixtures", extensions = count, "Extension Registry synced");
     }
 
     fn is_older_than(&self, age: Duration) -> bool {
