@@ -16,7 +16,7 @@ const LATENCY_BUCKETS: [f64; 7] = [10.0, 25.0, 50.0, 100.0, 200.0, 500.0, 1000.0
 /// What became of an attempt that was sent.
 const STATUSES: [&str; 3] = ["success", "error", "timeout"];
 /// Why a call or an attempt was not made, or not waited for.
-const REASONS: [&str; 15] = [
+const REASONS: [&str; 16] = [
     "caller_error",
     "cancelled",
     "deadline_exceeded",
@@ -32,6 +32,7 @@ const REASONS: [&str; 15] = [
     "registry_unavailable",
     "retry_budget",
     "tenant_not_allowed",
+    "unauthorized",
 ];
 
 /// A metric's name, help and type, to be shown also while it has no series.
@@ -247,7 +248,7 @@ impl Metrics {
             ),
             refused: b.counters(
                 "ext_bridge_refused_total",
-                "Calls and attempts that were refused, given up or not sent",
+                "Calls, attempts and admin operations that were refused, given up or not sent",
                 &["reason"],
             ),
             late_replies: b.counter(
@@ -548,5 +549,33 @@ mod tests {
             text.contains(r#"router_extension_invocation_latency_ms_bucket{extension_id="a",type="pre",le="10"} 0"#)
         );
         assert!(text.contains(r#"router_extension_retries_total{extension_id="a",retry_count="1"} 1"#));
+    }
+
+    #[test]
+    fn openings_are_counted_for_all_and_shown_of_those_that_are_asked_for() {
+        let metrics = Metrics::new(false);
+        metrics.opened("a", 2);
+        metrics.opened("gone", 1);
+        let shown = |metrics: &Metrics| {
+            let text = metrics.render();
+            let series = text
+                .lines()
+                .filter(|line| line.starts_with("router_extension_circuit_breaker_opened_total"));
+            series
+                .map(|line| line.rsplit_once('{').unwrap().1.to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert!(shown(&metrics).is_empty());
+        metrics.show_openings(["a", "b"].into_iter());
+        assert_eq!(shown(&metrics), [r#"extension_id="a"} 2"#, r#"extension_id="b"} 0"#]);
+        metrics.hide_registry();
+        assert!(shown(&metrics).is_empty());
+        metrics.opened("a", 1);
+        metrics.show_openings(["a"].into_iter());
+        assert_eq!(
+            shown(&metrics),
+            [r#"extension_id="a"} 3"#],
+            "it goes on from where it was"
+        );
     }
 }

@@ -140,6 +140,8 @@ async fn the_runbooks_call_tells_the_truth_of_each_validator() {
         assert!(refused.contains("Code: Unauthenticated"), "{key}: {refused}");
         assert!(!refused.contains("pii_guard"), "{refused}");
     }
+    let refused = r#"ext_bridge_refused_total{reason="unauthorized"}"#;
+    assert_eq!(bridge.metric(refused), Some(4.0));
     let without = CALL.replace("-H \"x-api-key: YOUR_API_KEY\"", "");
     let output = typed(&without.replace("localhost:9000", &bridge.grpc().to_string()));
     assert!(

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use ext_registry_tests::process::Directory;
 use ext_registry_tests::{Bridge, Caller, Nats, Postgres, Scrape, Services, Session, Shutdown, eventually, places};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -561,6 +563,97 @@ async fn what_cannot_be_read_is_not_shown_and_openings_are_counted_on() {
         } else {
             Err(format!("{left:?}"))
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn series_that_postgres_does_not_bring_up_to_date_go() {
+    const DATABASE: &str = "app";
+    let nats = Nats::start();
+    let cluster = Postgres::start(&[]);
+    cluster.make_database(DATABASE);
+    let session = cluster.connect(DATABASE).await;
+    session
+        .run("insert into extensions (id, type, subject) values ('x', 'pre', 'x.v1')")
+        .await;
+    let bridge = Bridge::start_on(&nats, &cluster, DATABASE, &[]);
+    let registered = r#"router_extension_registry_extensions_total{source="database",type="pre"}"#;
+    becomes(&bridge, registered, 1.0).await;
+    // Nothing is closed, and nothing is answered.
+    let all = [cluster.backends(), vec![cluster.pid()]].concat();
+    let send = |signal: Signal| {
+        for pid in &all {
+            // Workers come and go.
+            let _ = kill(Pid::from_raw(i32::try_from(*pid).expect("a pid")), signal);
+        }
+    };
+    send(Signal::SIGSTOP);
+    scraped(&bridge, |scrape| match scrape.get(registered) {
+        None => Ok(()),
+        old => Err(old),
+    })
+    .await;
+    send(Signal::SIGCONT);
+    becomes(&bridge, registered, 1.0).await;
+}
+
+#[tokio::test]
+async fn what_is_under_way_can_be_seen_beside_its_limit() {
+    let nats = Nats::start();
+    let services = Services::start(&nats, &[]).await;
+    services.set("test_provider", "hang").await;
+    let flags = [
+        "--loops",
+        "2",
+        "--max-in-flight",
+        "8",
+        "--max-in-flight-per-extension",
+        "4",
+    ];
+    let bridge = Bridge::start_on_fixtures(&nats, &[&flags[..], &["--max-in-flight-bytes", "2000000"]].concat());
+    let caller = Caller::new(&nats).await;
+    let both = |name: &str, of: &Scrape| of.by_labels(name).values().copied().reduce(|a, b| a + b);
+    let idle = scraped(&bridge, |scrape| {
+        let loops = scrape.by_labels("ext_bridge_in_flight").len();
+        if loops == 2 { Ok(()) } else { Err(loops) }
+    })
+    .await;
+    assert_eq!(
+        idle.by_labels("ext_bridge_in_flight_limit"),
+        series([(r#"loop="0""#, 4.0), (r#"loop="1""#, 4.0)])
+    );
+    assert_eq!(both("ext_bridge_in_flight_limit_bytes", &idle), Some(2e6));
+    assert_eq!(both("ext_bridge_in_flight", &idle), Some(0.0));
+
+    // Loops take calls as the server deals them: two each may wait, so one of five is too many.
+    let request = json!({"payload": {"payload": "x"}, "timeout_ms": 3000});
+    let calls = (0..5).map(|_| {
+        let (caller, request) = (caller.clone(), request.clone());
+        tokio::spawn(async move {
+            let reply = caller.invoke("test_provider", &request).await;
+            reply.error().map(|(code, _)| code.to_owned())
+        })
+    });
+    let calls: Vec<_> = calls.collect();
+    scraped(&bridge, |scrape| {
+        let busy = both("ext_bridge_in_flight", scrape);
+        let refused = scrape.get(r#"ext_bridge_refused_total{reason="overloaded"}"#);
+        match (busy, refused) {
+            (Some(busy), Some(refused)) if busy >= 2.0 && busy + refused >= 5.0 && refused >= 1.0 => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let bytes = both("ext_bridge_in_flight_bytes", &bridge.scrape());
+    assert!(bytes.is_some_and(|bytes| bytes > 0.0), "{bytes:?}");
+    for call in calls {
+        let code = call.await.expect("it answers").expect("nobody serves");
+        assert!(["overloaded", "deadline_exceeded"].contains(&code.as_str()), "{code}");
+    }
+    scraped(&bridge, |scrape| match both("ext_bridge_in_flight", scrape) {
+        Some(0.0) => Ok(()),
+        other => Err(other),
     })
     .await;
 }

@@ -19,6 +19,7 @@ use super::leader::Lead;
 use super::views::{self, Views};
 use crate::config::{Settings, Source, registry_name};
 use crate::image::Image;
+use crate::machine::codes::Code;
 use crate::machine::policies::PolicyKey;
 use crate::metrics::Metrics;
 use crate::pg::{self, Databases, Direct, PgError, describe};
@@ -175,7 +176,7 @@ impl Registry {
         self.read_at.borrow().is_none_or(|at| at.elapsed() > age)
     }
 
-    /// Brings the series up to date, if they are older than a second. Waits five seconds at most; what takes longer goes on.
+    /// Brings the series up to date, if they are older than a second. Waits four seconds at most; what takes longer goes on.
     pub async fn refresh(self: &Arc<Self>) {
         if self.source == Source::Fixtures {
             if let Some(views) = self.own_views().await {
@@ -196,7 +197,7 @@ impl Registry {
         // Postgres decides: a large registry takes its time.
         let done = match done {
             Ok(_) => done,
-            Err(_) => tokio::time::timeout(Duration::from_secs(3), work).await,
+            Err(_) => tokio::time::timeout(Duration::from_secs(2), work).await,
         };
         if !matches!(done, Ok(Ok(true))) && self.is_older_than(PATIENCE) {
             self.metrics.hide_registry();
@@ -427,6 +428,11 @@ impl Registry {
         Ok(raw
             .and_then(|raw| serde_json::from_slice(&raw.0).ok())
             .unwrap_or(Json::Null))
+    }
+
+    /// Counts an operator whose key does not fit.
+    pub fn unauthorized(&self) {
+        self.metrics.refused(Code::Unauthorized.as_str());
     }
 
     /// Where decisions come from.
