@@ -382,7 +382,7 @@ fn the_queries_of_the_page_are_promql_over_what_there_is() {
             assert!(known, "{metric} is not on the page: {query}");
         }
         let query = serde_json::to_string(query).expect("a string");
-        rules += &format!("  - record: q{n}\n    expr: {query}\n");
+        rules.extend(["  - record: q", &n.to_string(), "\n    expr: ", &query, "\n"]);
     }
     let folder = Directory::new("rules-", None);
     let file = folder.path().join("rules.yml");
