@@ -9,7 +9,7 @@ use ext_registry_tests::process::Directory;
 use ext_registry_tests::{Bridge, Caller, Nats, Postgres, Services, Shutdown, eventually, python};
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// As it stands in the runbook.
 const CALL: &str = r#"grpcurl -plaintext -H "x-api-key: YOUR_API_KEY" \

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Metrics of which one bridge of all shows the series.
 const REGISTRY: [&str; 6] = [
@@ -126,7 +126,8 @@ async fn every_outcome_is_counted_once_and_under_its_own_name() {
     }
     assert_eq!(call("absent", json!({})).await, "extension_unavailable");
     assert_eq!(call("garbled", json!({})).await, "extension_error");
-    assert_eq!(call("slow", json!({})).await, "extension_timeout");
+    // A deadline that leaves time for both attempts on a busy machine.
+    assert_eq!(call("slow", json!({"timeout_ms": 10_000})).await, "extension_timeout");
     assert_eq!(call("cut", json!({"timeout_ms": 100})).await, "deadline_exceeded");
     for _ in 0..5 {
         assert_eq!(call("breaks", json!({})).await, "extension_error");
