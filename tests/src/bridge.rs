@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use crate::postgres::BRIDGE_ROLE;
 use crate::process::{Directory, Server};
 use crate::wait::wait_until;
-use crate::{Database, Nats, Postgres, http, places, ports};
+use crate::{Database, Nats, Postgres, Scrape, http, places, ports};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -164,6 +164,11 @@ impl Bridge {
         let (status, body) = http::get(self.http, "/metrics").expect("the bridge listens");
         assert_eq!(status, 200, "{body}");
         body
+    }
+
+    /// `/metrics`, taken apart.
+    pub fn scrape(&self) -> Scrape {
+        Scrape::of(&self.metrics())
     }
 
     /// The value of a series of `/metrics`, named as there, labels included; `None` when there is none.

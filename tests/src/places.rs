@@ -59,7 +59,15 @@ fn bin_of(pg_config: &Path) -> PathBuf {
 
 /// The nats-server of `make setup`.
 pub fn nats_server() -> PathBuf {
-    let path = root().join("target/tools/bin/nats-server");
+    tool("nats-server")
+}
+
+/// A program that `make setup` leaves in `target/tools/bin`.
+///
+/// # Panics
+/// When it is not there.
+pub fn tool(name: &str) -> PathBuf {
+    let path = root().join("target/tools/bin").join(name);
     assert!(path.exists(), "{} is missing: run `make setup` first", path.display());
     path
 }

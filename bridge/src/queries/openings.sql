@@ -1,5 +1,5 @@
--- Openings of circuit breakers after an event, by extension, and the newest event seen.
-select e.extension_id::pg_catalog.text, pg_catalog.count(*) filter (where e.to_state = 'open'), pg_catalog.max(e.id)
+-- Openings of circuit breakers after one event, up to another, by extension.
+select e.extension_id::pg_catalog.text, pg_catalog.count(*)
 from @extschema@.extension_breaker_events e
-where e.id > $1 and e.instance_id = ''
+where e.id > $1 and e.id <= $2 and e.instance_id = '' and e.to_state = 'open'
 group by 1

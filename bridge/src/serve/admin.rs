@@ -87,6 +87,7 @@ async fn answer(
     request: &AdminRequest,
 ) -> Result<Json, Failure> {
     if !key_fits(settings.api_key.as_deref(), request.key.as_deref()) {
+        registry.unauthorized();
         return Err(Failure::new(Code::Unauthorized, "x-api-key is missing or wrong"));
     }
     let body: Map<String, Json> = if request.payload.trim_ascii().is_empty() {

@@ -80,6 +80,7 @@ impl RouterAdmin for Admin {
             .get("x-api-key")
             .and_then(|value| value.to_str().ok());
         if !key_fits(self.live.borrow().api_key.as_deref(), brought) {
+            self.registry.unauthorized();
             return Err(GrpcStatus::unauthenticated("x-api-key is missing or wrong"));
         }
         let reasons = self.status.reasons();

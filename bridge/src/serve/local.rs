@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use ext_registry_core::breaker::State;
 use ext_registry_core::engine::Engine;
 use ext_registry_core::fixture::ExtensionDocument;
 
@@ -20,6 +21,7 @@ use crate::image::{Image, OpenBreaker};
 use crate::machine::contract::Kind;
 use crate::machine::policies::{Found, PolicyKey};
 use crate::machine::{Decision, Facts, Machine, Question, Report, Undecided};
+use crate::metrics::Metrics;
 
 /// A registry on the heap, owned by one loop.
 pub struct Local {
@@ -136,9 +138,12 @@ impl Local {
         );
     }
 
-    /// Logs what breakers did, and frees what nobody reported.
-    pub fn tend(&mut self, now: u64) {
+    /// Logs and counts what breakers did, and frees what nobody reported.
+    pub fn tend(&mut self, metrics: &Metrics, now: u64) {
         for moved in self.engine.take_transitions() {
+            if moved.transition.to == State::Open {
+                metrics.opened(&moved.extension_id, 1);
+            }
             tracing::info!(
                 extension_id = &*moved.extension_id,
                 version = &*moved.version,
@@ -154,7 +159,16 @@ impl Local {
 
     /// What operators may see of it.
     pub fn views(&self) -> Views {
-        views::of_engine(&self.image, &self.engine, unix_us())
+        let now_us = unix_us();
+        let mut views = views::of_engine(&self.image, &self.engine, now_us);
+        // What Postgres had open the engine learns with the first call.
+        let unseen = |breaker: &&OpenBreaker| self.engine.extension(&breaker.extension_id).is_none();
+        for breaker in self.open.iter().filter(unseen) {
+            if let Some(view) = views.get_mut(&breaker.extension_id) {
+                view.breaker = State::Open;
+            }
+        }
+        views
     }
 
     /// A policy.

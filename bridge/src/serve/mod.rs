@@ -244,7 +244,14 @@ pub async fn run(settings: Settings, flags: Options, levels: Levels) -> Result<(
     }
     drop(outlets);
     let anew = Arc::new(Notify::new());
-    let reloader = reload::Reloader::new(flags, levels, senders, handles.clone(), Arc::clone(&anew));
+    let reloader = reload::Reloader::new(
+        flags,
+        levels,
+        senders,
+        handles.clone(),
+        Arc::clone(&anew),
+        Arc::clone(&metrics),
+    );
     let reloader = Arc::new(reloader);
     let registry = registry::Registry::new(
         &settings,

@@ -17,6 +17,7 @@ use crate::config::{Options, Settings, Source};
 use crate::exit::{Exit, Kind};
 use crate::image::Image;
 use crate::logging::Levels;
+use crate::metrics::Metrics;
 use crate::pg::{Database, Databases};
 use crate::tls::{Roots, Tls};
 use crate::transport::NatsSettings;
@@ -79,6 +80,7 @@ pub struct Reloader {
     files: Mutex<Files>,
     /// Told when the image of the registry shall be read anew.
     keeper: Arc<Notify>,
+    metrics: Arc<Metrics>,
 }
 
 impl Reloader {
@@ -89,6 +91,7 @@ impl Reloader {
         senders: Senders,
         loops: Vec<mpsc::UnboundedSender<Control>>,
         keeper: Arc<Notify>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let files = Mutex::new(Files::of(&senders.live.borrow()));
         Self {
@@ -98,6 +101,14 @@ impl Reloader {
             loops,
             files,
             keeper,
+            metrics,
+        }
+    }
+
+    /// The registry could not be read, where it is a folder.
+    fn count_failure(&self, source: Source) {
+        if source == Source::Fixtures {
+            self.metrics.syncs.with_label_values(&["error"]).inc();
         }
     }
 
@@ -110,7 +121,8 @@ impl Reloader {
         let settings = Arc::clone(&self.senders.live.borrow());
         let source = settings.source;
         let read = tokio::task::spawn_blocking(move || super::fixtures(&settings)).await;
-        let read = read.unwrap_or_else(|e| Err(Exit::new(Kind::Internal, e.to_string())))?;
+        let read = read.unwrap_or_else(|e| Err(Exit::new(Kind::Internal, e.to_string())));
+        let read = read.inspect_err(|_| self.count_failure(source))?;
         if source != Source::Database {
             self.senders.fixtures.send_replace(read);
         }
@@ -175,6 +187,7 @@ impl Reloader {
             }
             Err(error) => {
                 tracing::error!(%error, "the fixtures cannot be used, and stay as they were");
+                self.count_failure(new.source);
                 Err(error)
             }
         };

@@ -30,6 +30,8 @@ pub struct View {
     pub recent: [u64; COUNTERS],
     /// Latencies of the last minutes.
     pub latency: Hdr,
+    /// Its instances with their declared health.
+    pub instances: Vec<(String, String)>,
 }
 
 /// Extensions by id.
@@ -39,16 +41,25 @@ pub type Views = BTreeMap<String, View>;
 pub fn of_engine(image: &Image, engine: &Engine, now_us: u64) -> Views {
     let view = |id: &str| {
         let document = image.extension(id)?;
+        let targets = engine.version_targets(id);
+        let uncalled = targets.is_empty();
         let mut view = View {
             kind: document.kind.clone(),
             enabled: document.enabled,
             version: document.version.clone(),
-            breaker: State::Closed,
+            breaker: if uncalled && document.health.breaker_mode == "forced_open" {
+                State::Open
+            } else {
+                State::Closed
+            },
             counts: [0; COUNTERS],
             recent: [0; COUNTERS],
             latency: Hdr::new(),
+            instances: (document.instances.iter())
+                .map(|instance| (instance.instance_id.clone(), instance.health_status.clone()))
+                .collect(),
         };
-        for target in engine.version_targets(id) {
+        for target in targets {
             let state = target.breaker.view(&target.settings.load(), now_us).state;
             if rank(state) > rank(view.breaker) {
                 view.breaker = state;

@@ -197,7 +197,7 @@ impl EventLoop {
             }
         }
         if let Some(local) = self.fallback.as_mut().and_then(Fallback::last) {
-            local.tend(now);
+            local.tend(&self.metrics, now);
         }
         self.send(now);
     }

@@ -72,6 +72,14 @@ impl EventLoop {
             .in_flight_bytes
             .with_label_values(labels)
             .set(self.machine.bytes_in_flight() as i64);
+        self.metrics
+            .in_flight_limit
+            .with_label_values(labels)
+            .set(self.machine.settings.max_in_flight as i64);
+        self.metrics
+            .in_flight_bytes_limit
+            .with_label_values(labels)
+            .set(self.machine.settings.max_bytes as i64);
         let pending = self.reporter.outcomes() + self.machine.reports_waiting() + self.gatherer.outcomes() as usize;
         self.metrics
             .reports_pending
