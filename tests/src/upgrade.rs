@@ -1,5 +1,6 @@
 //! `pg_upgrade`: a cluster becomes one of a newer major.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -71,20 +72,18 @@ fn logs(folder: &Path) -> String {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return String::new();
     };
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    paths
-        .map(|path| {
-            if path.is_dir() {
-                return logs(&path);
-            }
-            let log = std::fs::read_to_string(&path).unwrap_or_default();
-            let amiss = |line: &&str| {
-                ["error", "fatal", "detail", "context", "command was"]
-                    .iter()
-                    .any(|word| line.to_lowercase().contains(word))
-            };
-            let lines: Vec<&str> = log.lines().filter(amiss).collect();
-            format!("{}: {lines:#?}\n", path.display())
-        })
-        .collect()
+    let mut all = String::new();
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        if path.is_dir() {
+            all += &logs(&path);
+            continue;
+        }
+        let log = std::fs::read_to_string(&path).unwrap_or_default();
+        let telling = ["error", "fatal", "detail", "context", "command was"];
+        let is_amiss = |line: &&str| telling.iter().any(|word| line.to_lowercase().contains(word));
+        for line in log.lines().filter(is_amiss) {
+            let _ = writeln!(all, "{}: {line}", path.display()); // a String takes anything
+        }
+    }
+    all
 }

@@ -275,8 +275,10 @@ impl Machine {
     pub fn on_decision(&mut self, question: &Question, answer: Result<Decision, Undecided>, now: u64) {
         let (token, id) = (question.token, &question.extension_id);
         if !self.is_waiting(token) {
-            if let Ok(decision) = answer {
-                self.give_back(id, &decision, now);
+            if let Ok(decision) = answer
+                && self.give_back(id, &decision, now)
+            {
+                self.metrics.refused("cancelled");
             }
             return;
         }
@@ -296,7 +298,7 @@ impl Machine {
                     call.target = served(&decision);
                 }
                 match self.wrong_kind(token.call, kind) {
-                    Some(failure) => self.finish(token.call, Done::Failed(failure), now),
+                    Some(failure) => self.undecided(token.call, failure, now),
                     None => self.finish(token.call, Done::Preview(decision), now),
                 }
             }
@@ -316,9 +318,10 @@ impl Machine {
         }
     }
 
-    fn give_back(&mut self, id: &Rc<str>, decision: &Decision, now: u64) {
-        if decision.ticket != 0 || decision.local {
-            self.metrics.refused("cancelled");
+    /// Reports a ticket that nobody will use, where there is one.
+    fn give_back(&mut self, id: &Rc<str>, decision: &Decision, now: u64) -> bool {
+        let is_one = decision.ticket != 0 || decision.local;
+        if is_one {
             let report = Report {
                 ticket: decision.ticket,
                 outcome: Outcome::Cancelled,
@@ -329,6 +332,7 @@ impl Machine {
             };
             self.report(report, now);
         }
+        is_one
     }
 
     /// No decision for this attempt: the code of the last attempt that was sent, if there was one.
@@ -338,7 +342,10 @@ impl Machine {
             last
         } else {
             self.metrics.refused(failure.code.as_str());
-            failure
+            Failure {
+                counted: true,
+                ..failure
+            }
         };
         self.finish(token, Done::Failed(failure), now);
     }

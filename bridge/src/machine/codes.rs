@@ -68,6 +68,8 @@ pub struct Failure {
     pub message: String,
     /// Ids and numbers.
     pub details: Map<String, Json>,
+    /// It is among the refusals that the metrics show already.
+    pub counted: bool,
 }
 
 impl Failure {
@@ -77,6 +79,7 @@ impl Failure {
             code,
             message: message.into(),
             details: Map::new(),
+            counted: false,
         }
     }
 

@@ -669,10 +669,11 @@ impl Machine {
     pub(crate) fn answer_failure_with(&mut self, client: &Client, failure: &Failure, mut headers: Headers, now: u64) {
         self.finished(client, true, now);
         self.metrics.replies(failure.code.as_str());
-        if matches!(
+        let refusal = matches!(
             failure.code,
             Code::Overloaded | Code::InvalidRequest | Code::PolicyNotFound
-        ) {
+        );
+        if refusal && !failure.counted {
             self.metrics.refused(failure.code.as_str());
         }
         headers.push("Nats-Service-Error", &failure.message);
@@ -715,6 +716,7 @@ impl Machine {
                         self.answer(&client, body, headers, now);
                     }
                     call::Done::Preview(decision) => {
+                        self.metrics.replies_ok.inc();
                         let body = json!({"ok": true, "dry_run": true, "decision": {
                             "extension_id": &*finished.extension_id, "type": decision.kind.map(contract::Kind::as_str),
                             "version": decision.version, "instance_id": decision.instance_id, "subject": decision.subject,

@@ -900,3 +900,59 @@ fn a_pipeline_is_recorded_as_one_tree_of_spans() {
     assert_eq!(codes, [None, Some("extension_error"), Some("extension_error")]);
     world.idle();
 }
+
+/// How often something was refused, by reason, where it was.
+fn refusals(world: &World) -> Vec<(String, f64)> {
+    let metrics = world.machine.metrics.render();
+    let of = |line: &str| {
+        let (reason, count) = line
+            .strip_prefix(r#"ext_bridge_refused_total{reason=""#)?
+            .split_once(r#""} "#)?;
+        Some((reason.to_owned(), count.parse::<f64>().ok()?))
+    };
+    metrics
+        .lines()
+        .filter_map(of)
+        .filter(|(_, count)| *count > 0.0)
+        .collect()
+}
+
+#[test]
+fn a_refused_call_is_counted_once() {
+    // Of another type than the policy's place for it, and its ticket given back.
+    for policy in [
+        json!({"pre": [{"id": "val", "mode": "required"}]}),
+        json!({"providers": ["pre"]}),
+    ] {
+        let mut world = World::new();
+        route(&mut world, &policy, &json!({}));
+        assert!(
+            stage(&mut world)
+                .iter()
+                .all(|(_, message)| message.subject.as_str() == "caller")
+        );
+        assert_eq!(refusals(&world), [("invalid_request".to_owned(), 1.0)], "{policy}");
+        assert_eq!(world.reports(), [(1, Outcome::Cancelled, 0)]);
+        world.idle();
+    }
+    // Too large with its configuration: never sent, so neither an attempt nor a retry.
+    let mut world = World::new();
+    world.machine.set_max_payload(20_000);
+    world.invoke(&json!({"payload": {"a": "x".repeat(3_000)}}));
+    let decision = Decision {
+        config: format!(r#"{{"b": "{}"}}"#, "x".repeat(15_000)).into(),
+        ..pre(100, 3)
+    };
+    world.decide(&decision);
+    assert_eq!(world.code(), "invalid_request");
+    assert_eq!(refusals(&world), [("caller_error".to_owned(), 1.0)]);
+    assert!(
+        !world
+            .machine
+            .metrics
+            .render()
+            .contains("router_extension_retries_total{")
+    );
+    assert_eq!(world.reports(), [(1, Outcome::CallerError, 0)]);
+    world.idle();
+}

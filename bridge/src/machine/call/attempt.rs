@@ -64,6 +64,11 @@ impl Machine {
                 Code::InvalidRequest,
                 "the request with its configuration is larger than NATS takes",
             );
+            call.sent -= 1; // it was not
+            let failure = Failure {
+                counted: true,
+                ..failure
+            };
             self.attempt_failed(token, Outcome::CallerError, failure, false, now);
             return;
         }
@@ -196,7 +201,7 @@ impl Machine {
         let retries = if retry_at.is_some() {
             0
         } else {
-            u32::from(call.sent) - 1
+            u32::from(call.sent).saturating_sub(1)
         };
         let report = Report {
             ticket,
@@ -241,7 +246,7 @@ impl Machine {
     pub(super) fn attempt_failed(&mut self, token: Token, outcome: Outcome, failure: Failure, retry: bool, now: u64) {
         let Some(call) = self.calls.get(token) else { return };
         let id = Rc::clone(&call.spec.extension_id);
-        let wait = backoff_us(u32::from(call.sent), &mut self.random);
+        let wait = backoff_us(u32::from(call.sent).max(1), &mut self.random);
         let in_time = now + wait < call.deadline_us;
         let more = retry && call.sent < call.attempts && in_time && !self.draining;
         let granted = more
