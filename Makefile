@@ -8,7 +8,8 @@ MAKEFLAGS += --no-print-directory
 
 CARGO ?= cargo
 ifdef PG
-export PG_CONFIG := $(shell scripts/postgres $(PG))
+override PG_CONFIG := $(shell scripts/postgres $(PG))
+export PG_CONFIG
 ifeq ($(PG_CONFIG),)
 $(error no Postgres $(PG))
 endif
@@ -24,10 +25,16 @@ INSTALL_SUDO = $(shell test -w "$$($(PG_CONFIG_PATH) --pkglibdir)" || echo --sud
 PURE_CRATES = -p ext_registry_core -p ext-bridge -p ext_registry_tests
 # Workspaces of their own.
 BENCH_CRATES = bench/instructions bench/peers
+# The majors beside the one that everything is built for. The newest has the tests of what lies inside Postgres, and pg_upgrade
+# goes to it from the other.
+MAJORS = 16 18
+NEWEST = 18
+NEWEST_TESTS = regress transactions transactions_live_state hostile_functions restart standby promotion worker dump adopt
 # Arguments of the benchmark, such as BENCH="--figures 1,3 --rounds 3".
 BENCH ?=
 
-.PHONY: help setup install bridge services run demo test fuzz bench lint fmt clean
+
+.PHONY: help setup install bridge services run demo test majors fuzz bench lint fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -50,8 +57,15 @@ run: install bridge services ## everything on free ports, with a tour of it; sta
 demo: install bridge services ## the same tour, checked step by step; ends by itself
 	@scripts/demo.sh
 
-test: setup install bridge services ## every test: core, bridge, and the whole system against real servers
+test: setup install majors bridge services ## every test: core, bridge, and the whole system against real servers; part of it on the newest Postgres, too
 	$(CARGO) test --no-fail-fast $(PURE_CRATES)
+ifndef PG_CONFIG
+	@echo "Once more on Postgres $(NEWEST):"
+	PG_CONFIG=$$(scripts/postgres $(NEWEST)) $(CARGO) test --no-fail-fast -p ext_registry_tests $(addprefix --test ,$(NEWEST_TESTS))
+endif
+
+majors: setup # the extension for the other majors
+	@for major in $(MAJORS); do $(MAKE) PG=$$major install; done
 
 fuzz: ## random input for the core, FUZZ_SECONDS (60) for each target; installs cargo-fuzz if it is missing
 	@scripts/fuzz.sh

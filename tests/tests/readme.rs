@@ -89,3 +89,30 @@ fn replay_before_you_commit() {
         }
     }
 }
+
+/// All Rust sources of a test: its file, or those of its folder.
+fn sources(test: &str) -> String {
+    let folder = places::root().join("tests/tests").join(test);
+    let files = match std::fs::read_dir(&folder) {
+        Ok(entries) => entries.map(|entry| entry.expect("a readable folder").path()).collect(),
+        Err(_) => vec![folder.with_extension("rs")],
+    };
+    let read = |file| std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    files.into_iter().map(read).collect()
+}
+
+#[test]
+fn every_guarantee_is_shown_by_a_test_that_exists() {
+    let page = std::fs::read_to_string(places::root().join("docs/guarantees.md")).expect("docs/guarantees.md");
+    let mut count = 0;
+    for row in page
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.contains("::"))
+    {
+        let name = row.trim_end_matches(" |").rsplit(" | ").next().expect("a last cell");
+        let (file, test) = name.split_once("::").unwrap_or_else(|| panic!("{row}"));
+        assert!(sources(file).contains(&format!("fn {test}(")), "there is no {name}");
+        count += 1;
+    }
+    assert!(count > 25, "{count} rows");
+}

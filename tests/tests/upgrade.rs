@@ -46,7 +46,6 @@ async fn pg_upgrade_keeps_the_registry_and_what_it_has_learnt() {
         (decision.allowed, decision.reason.as_str()),
         (false, "extension_circuit_open")
     );
-    session.run("select ext_breaker_reset('mask_pii')").await;
     assert_eq!(state(&cluster, "app", "upgraded"), before);
 
     // It goes on from there.

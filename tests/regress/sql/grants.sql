@@ -18,7 +18,8 @@ select t.oid::regtype as type
 from pg_type t
 join pg_depend d on (d.classid, d.objid, d.deptype) = ('pg_type'::regclass, t.oid, 'e')
 join pg_extension x on x.oid = d.refobjid and x.extname = 'ext_registry'
-where t.typelem = 0 and has_type_privilege('public', t.oid, 'usage');
+left join pg_class c on c.oid = t.typrelid
+where t.typelem = 0 and coalesce(c.relkind, 'c') = 'c' and has_type_privilege('public', t.oid, 'usage');
 
 create role regress_public;
 create role regress_viewer;
