@@ -197,12 +197,7 @@ impl Postgres {
 
     /// A database that outlives stops and starts of the cluster, which borrow it mutably: by name.
     pub fn make_database(&self, name: &str) {
-        self.make_database_with(name, "");
-    }
-
-    /// The same, with options of `create database`.
-    pub fn make_database_with(&self, name: &str, options: &str) {
-        must_succeed(&self.psql("postgres", &format!("create database {name} {options}")));
+        must_succeed(&self.psql("postgres", &format!("create database {name}")));
         must_succeed(&self.psql(name, &install()));
     }
 

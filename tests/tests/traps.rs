@@ -149,6 +149,16 @@ fn pending(bridge: &Bridge) -> f64 {
         .sum()
 }
 
+/// Waits for that as long as it says.
+async fn holds_within(time: Duration, condition: impl Fn() -> bool) -> Result<(), Duration> {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(time, wait).await.map_err(|_| time)
+}
+
 fn in_flight(bridge: &Bridge, event_loop: usize) -> f64 {
     bridge
         .metric(&format!(r#"ext_bridge_in_flight{{loop="{event_loop}"}}"#))
@@ -418,8 +428,15 @@ async fn a_report_whose_answer_was_lost_is_sent_again_and_counted_once() {
         })
         .await;
         made += 200;
-        assert!(pending(&bridge) > 0.0);
+        wait_until("outcomes are kept", SOON, || pending(&bridge) > 0.0);
         proxy.set(OUTCOMES, Flow::Cut);
+        // Whether nothing was applied the second time because it had been the first time, the next decision tells.
+        eventually(SOON, async || {
+            made += 1;
+            assert_eq!(system.call(WELL, &text()).await.code, "ok");
+            holds_within(Duration::from_secs(3), || pending(&bridge) == 0.0).await
+        })
+        .await;
         system.counted(&bridge, WELL, made as u64).await;
     }
     assert_eq!(
@@ -429,61 +446,54 @@ async fn a_report_whose_answer_was_lost_is_sent_again_and_counted_once() {
     assert_eq!(system.services.served(WELL).await, made as u64);
 }
 
+/// No context that the bridge lets through is refused by the extension. So a function around its own does, and takes its time.
+const WRAPPED: &str = "alter function ext_select_many rename to wrapped;
+    create function ext_select_many(ids text[], contexts jsonb[], avoid jsonb default null) returns setof ext_decision_item
+    language plpgsql as $$
+    begin
+        if exists (select from unnest(contexts) c where c ? 'poison') then
+            raise 'poison' using errcode = 'invalid_parameter_value';
+        end if;
+        perform pg_sleep(0.002);
+        return query select * from wrapped(ids, contexts, avoid);
+    end $$";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_bad_item_does_not_fail_its_batch() {
-    const DATABASE: &str = "latin";
     const CALLS: usize = 300;
-    let nats = Nats::start();
-    let cluster = Postgres::start(&[]);
-    // It cannot hold every text that a caller may send, which only it can tell.
-    cluster.make_database_with(
-        DATABASE,
-        "encoding 'LATIN1' lc_collate 'C' lc_ctype 'C' template template0",
-    );
-    let session = cluster.connect(DATABASE).await;
-    session
-        .execute("select ext_import($1)", &[&ext_registry_tests::registry::fixtures()])
-        .await
-        .expect("the fixtures are good");
-    session.run("update extensions set timeout_ms = 10000, retry = 0").await;
-    let services = Services::start(&nats, &[]).await;
-    let bridge = Bridge::start_on(&nats, &cluster, DATABASE, &["--decide-timeout", "10s"]);
-    let caller = Caller::new(&nats).await;
+    let system = System::start().await;
+    system.session.run(WRAPPED).await;
+    let bridge = Bridge::start(&system.nats, &system.database, &["--decide-timeout", "20s"]);
 
-    let calls = join_all((0..CALLS).map(|number| {
-        let caller = caller.clone();
-        async move {
-            let (extension, context) = match number % 30 {
-                7 => (WELL, json!({"city": "東京"})),
-                17 => ("unknown_one", json!({})),
-                _ => (WELL, json!({"city": "Köln"})),
-            };
-            let request = json!({"payload": {"text": "x"}, "context": context});
-            (number % 30, call(&caller, extension, &request).await.code)
-        }
+    let calls = join_all((0..CALLS).map(async |number| {
+        let (extension, context) = match number % 100 {
+            50 => (WELL, json!({"poison": number})),
+            90 => ("unknown_one", json!({})),
+            _ => (WELL, json!({"number": number})),
+        };
+        let request = json!({"payload": {"text": "x"}, "context": context});
+        (number % 100, system.call(extension, &request).await.code)
     }))
     .await;
     for (kind, code) in &calls {
         let wanted = match kind {
-            7 => "invalid_request",
-            17 => "extension_not_found",
+            50 => "invalid_request",
+            90 => "extension_not_found",
             _ => "ok",
         };
         assert_eq!(code, wanted, "{kind}");
     }
-    let well = calls.iter().filter(|(_, code)| code == "ok").count();
-    assert_eq!(services.served(WELL).await, well as u64);
-    eventually(SOON, async || match session.counts(WELL).await {
-        counts if counts == (well as i64, 0) => Ok(()),
-        other => Err(other),
-    })
-    .await;
-    // They did share batches with bad ones, or nothing was seen here.
-    let failed = bridge.metric(r#"ext_bridge_batch_failures_total{kind="decide"}"#);
-    let asked = bridge.metric(r#"ext_bridge_batch_size_count{kind="decide"}"#);
-    println!("{failed:?} refusals, {asked:?} batches");
-    assert!(failed > Some((CALLS / 30) as f64), "{failed:?}");
-    assert!(asked < Some(CALLS as f64 / 2.0), "{asked:?}");
+    let well = calls.iter().filter(|(_, code)| code == "ok").count() as u64;
+    assert_eq!(system.services.served(WELL).await, well);
+    system.counted(&bridge, WELL, well).await;
+    system.nothing_under_way().await;
+    // The bad ones were in batches with others: those were refused before the bad ones were alone, and no others.
+    let (failed, bad) = (
+        r#"ext_bridge_batch_failures_total{kind="decide"}"#,
+        CALLS as f64 / 100.0,
+    );
+    let failed = bridge.metric(failed).unwrap_or_default();
+    assert!(failed > bad && failed <= 2.0 * bad, "{failed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -644,10 +654,11 @@ async fn three_loops_answer_each_call_once_and_share_their_caps() {
     assert_eq!(system.services.served(SICK).await, PLACES);
 
     let mut volley = Volley::new(&system.nats).await;
+    // Fewer at a time than one loop takes, who may get them all.
     while volley.sent < CALLS {
-        volley.send(WELL, 100).await;
+        volley.send(WELL, 50).await;
         eventually(SOON, async || match volley.sent - volley.answered() {
-            0..100 => Ok(()),
+            0..=50 => Ok(()),
             under_way => Err(under_way),
         })
         .await;

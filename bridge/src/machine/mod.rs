@@ -109,6 +109,18 @@ pub struct Decision {
     pub local: bool,
 }
 
+impl Decision {
+    /// How long its ticket is good for at least, in microseconds: Postgres keeps it for what all attempts may take and a second
+    /// more, of which the answer may have been half a second on its way.
+    fn good_for_us(&self) -> u64 {
+        let backoff = (1..=self.retry)
+            .map(budget::backoff_max_us)
+            .fold(0, u64::saturating_add);
+        let attempts = u64::from(self.timeout_ms) * 1_000 * (u64::from(self.retry) + 1);
+        attempts.saturating_add(backoff).saturating_add(500_000)
+    }
+}
+
 /// Why there is no decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Undecided {
@@ -144,6 +156,8 @@ pub struct Report {
     pub retries: u32,
     /// Whether the bridge decided itself.
     pub local: bool,
+    /// From when on Postgres may have given its ticket away, in microseconds.
+    pub lapses_us: u64,
     /// Who was called.
     pub target: Target,
 }
