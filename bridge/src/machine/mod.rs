@@ -8,6 +8,8 @@ pub mod budget;
 pub mod call;
 pub mod codes;
 pub mod contract;
+#[cfg(test)]
+mod hostile;
 pub mod json;
 pub mod limits;
 pub mod mux;
@@ -399,7 +401,7 @@ impl Machine {
     }
 
     fn invoke(&mut self, extension_id: Rc<str>, request: Request, client: Client, now: u64) {
-        let explicit = request.timeout_ms.map(|ms| now + ms.saturating_mul(1000));
+        let explicit = request.timeout_ms.map(|ms| now.saturating_add(ms.saturating_mul(1000)));
         self.start_call(
             CallSpec {
                 extension_id,
