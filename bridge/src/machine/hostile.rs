@@ -1,5 +1,5 @@
 //! What no message may ever do to the machine, one function for each shape that others write: requests for an extension and
-//! for a pipeline, and the replies of services. A function panics where a promise is broken; the tests below throw bodies at
+//! for a pipeline, the replies of services, and the registry as a document. A function panics where a promise is broken; the tests below throw bodies at
 //! them that were good before they were damaged.
 
 use std::collections::BTreeMap;
@@ -17,6 +17,7 @@ use super::mux::Inbox;
 use super::policies::Found;
 use super::request::Asked;
 use super::{Decision, Machine, MachineSettings, Report};
+use crate::image::Image;
 use crate::metrics::Metrics;
 use crate::transport::{Channel, Inbound, Outbound};
 
@@ -408,23 +409,49 @@ pub fn subject(bytes: &[u8]) {
     world.idle();
 }
 
+/// The registry as a document, from Postgres or from a file that was changed: refused, or of use, and then each extension is
+/// either readable or known not to be.
+pub fn image(bytes: &[u8]) {
+    let Ok(image) = Image::parse(bytes) else { return };
+    let document: Json = serde_json::from_slice(bytes).expect("what is taken is JSON");
+    for extension in document["extensions"].as_array().expect("a list") {
+        let id = extension["id"].as_str().unwrap_or_default();
+        assert!(image.extension(id).is_some() || image.is_unreadable(id), "{extension}");
+    }
+    for policy in document["policies"].as_array().expect("a list") {
+        let key = ["tenant_id", "policy_id"].map(|key| policy[key].as_str().unwrap_or_default().to_owned());
+        let [tenant, id] = key;
+        if let Some(document) = image.policy(&(tenant, id)) {
+            assert!(matches!(Found::parsed(document), Found::Policy(_) | Found::Broken(_)));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{SystemTime, UNIX_EPOCH};
 
     use super::*;
 
-    const REQUESTS: [&str; 3] = [
+    /// Good ones first, then what would pass if one check were not there.
+    const REQUESTS: [&str; 10] = [
         r#"{"payload":{"text":"x","n":[1,2.5e3,-0]},"tenant_id":"t","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","request_id":"r","policy_id":"p","metadata":{"a":"b"},"context":{"c":{"d":[true,null]}},"config":{"e":1},"timeout_ms":500,"dry_run":false}"#,
         r#"{"tenant_id":"t","policy_id":"p","message":{"payload":"x"},"metadata":{"status":"x"},"context":{},"timeout_ms":500}"#,
         r#"{"payload":{},"message":{},"tenant_id":"t","policy_id":"p","dry_run":true}"#,
+        r#"{"payload":{},"message":{},"tenant_id":"t","policy_id":"p","timeout_ms":18446744073709551615}"#,
+        r#"{"payload":{},"message":{},"tenant_id":"t","policy_id":"p","context":{"a":["\u0000"]}}"#,
+        r#"{"payload":{},"message":{},"tenant_id":"t","policy_id":"p","metadata":{"\ud800":1}}"#,
+        r#"{"payload":{},"message":{},"tenant_id":"t","policy_id":"p","context":{"a":1e99999,"b":[{"c":-0.1E+7}]}}"#,
+        r#"{"payload":{},"message":{},"tenant_id":"\udc00\ud800","policy_id":"p"}"#,
+        r#"[{},{},"t","x","r","p",{},{},{},500,false]"#,
+        r#"{"payload":{"payload":{"payload":{}}},"message":{},"tenant_id":"t","policy_id":"p","payload":{}}"#,
     ];
     const REPLIES: [&str; 5] = [
         r#"{"payload":{"text":"secret"},"metadata":{"a":{"b":1},"tenant_id":"other","dry_run":true}}"#,
         r#"{"status":"reject","reason":"secret","details":{"a":1}}"#,
         r#"{"provider_id":"p","output":{"text":"secret"},"usage":{"n":1},"metadata":{"status":"x"}}"#,
         r#"{"error":{"code":"secret","message":"secret"}}"#,
-        r#"{"payload":"text","output":"x","error":null}"#,
+        r#"{"payload":"text","output":"x","error":null,"metadata":{"tenant_id":"other","policy_id":"q","dry_run":true,"x":1}}"#,
     ];
     const FRAGMENTS: [&str; 40] = [
         "{",
@@ -558,10 +585,23 @@ mod tests {
     #[test]
     fn no_replies_of_a_pipelines_services_break_a_promise() {
         let lines = |damage: &mut Damage| {
-            let lines: Vec<Vec<u8>> = (0..8).map(|_| damage.body(&REPLIES)).collect();
-            lines.join(&b'\n')
+            // Most are good, or few pipelines would get far.
+            let line = |_| match damage.0.u8(0..3) {
+                0 => damage.body(&REPLIES),
+                _ => REPLIES[4].as_bytes().to_vec(),
+            };
+            (0..8).map(line).collect::<Vec<_>>().join(&b'\n')
         };
         throw(600, lines, replies);
+    }
+
+    #[test]
+    fn no_image_breaks_a_promise() {
+        let good = [
+            r#"{"extensions":[{"id":"a","type":"pre","subject":"s.a","versions":[{"version":"v2","subject":"s.b","rollout_percent":5,"routing_rules":{"tenant_id":["t"]}}],"instances":[{"instance_id":"i","subject":"s.i","weight":3}]},{"id":"b","type":"post","subject":"s"}],"policies":[{"tenant_id":"t","policy_id":"p","enabled":true,"document":{"pre":[{"id":"a"}]}}]}"#,
+        ];
+        assert!(Image::parse(good[0].as_bytes()).is_ok_and(|image| image.extension("a").is_some()));
+        throw(2_000, |damage| damage.body(&good), image);
     }
 
     #[test]
