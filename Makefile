@@ -45,7 +45,7 @@ demo: install bridge services ## the same tour, checked step by step; ends by it
 test: setup install bridge services ## every test: core, bridge, and the whole system against real servers
 	$(CARGO) test --no-fail-fast $(PURE_CRATES)
 
-fuzz: ## random input for the core, FUZZ_SECONDS (60) for each target; installs cargo-fuzz if it is missing
+fuzz: ## random input for core and bridge, FUZZ_SECONDS (60) for each target; installs cargo-fuzz if it is missing
 	@scripts/fuzz.sh
 
 bench: install bridge ## the figures of speed, side by side with what they are compared to

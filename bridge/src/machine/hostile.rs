@@ -1,6 +1,6 @@
 //! What no message may ever do to the machine, one function for each shape that others write: requests for an extension and
-//! for a pipeline, the replies of services, and the registry as a document. A function panics where a promise is broken; the tests below throw bodies at
-//! them that were good before they were damaged.
+//! for a pipeline, the replies of services, and the registry as a document. A function panics where a promise is broken. The
+//! tests below throw bodies at them that were good before they were damaged; `fuzz/` throws whatever reaches more of the code.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -427,8 +427,24 @@ pub fn image(bytes: &[u8]) {
     }
 }
 
+/// A way in.
+#[cfg(test)]
+type Target = fn(&[u8]);
+
+/// Every way in, by the name of its fuzz target and of its folder in `fuzz/corpus/`.
+#[cfg(test)]
+const TARGETS: [(&str, Target); 6] = [
+    ("invoke", invoke),
+    ("route", route),
+    ("reply", reply),
+    ("replies", replies),
+    ("image", image),
+    ("subject", subject),
+];
+
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::{SystemTime, UNIX_EPOCH};
 
     use super::*;
@@ -564,6 +580,22 @@ mod tests {
             let body = make(&mut damage);
             let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| at(&body)));
             assert!(broken.is_ok(), "{:?}", String::from_utf8_lossy(&body));
+        }
+    }
+
+    #[test]
+    fn the_corpus_breaks_no_promise() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+        for (name, target) in TARGETS {
+            let mut files = 0;
+            for entry in std::fs::read_dir(root.join(name)).expect("a folder for each target") {
+                let path = entry.expect("a readable folder").path();
+                let bytes = std::fs::read(&path).expect("a readable file");
+                let kept = std::panic::catch_unwind(|| target(&bytes)).is_ok();
+                assert!(kept, "{} breaks a promise", path.display());
+                files += 1;
+            }
+            assert!(files >= 3, "{name} has only {files} files");
         }
     }
 

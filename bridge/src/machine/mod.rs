@@ -8,8 +8,8 @@ pub mod budget;
 pub mod call;
 pub mod codes;
 pub mod contract;
-#[cfg(test)]
-mod hostile;
+#[cfg(any(test, feature = "hostile"))]
+pub mod hostile;
 pub mod json;
 pub mod limits;
 pub mod mux;
