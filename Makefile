@@ -67,7 +67,7 @@ endif
 majors: setup # the extension for the other majors
 	@for major in $(MAJORS); do $(MAKE) PG=$$major install; done
 
-fuzz: ## random input for the core, FUZZ_SECONDS (60) for each target; installs cargo-fuzz if it is missing
+fuzz: ## random input for core and bridge, FUZZ_SECONDS (60) for each target; installs cargo-fuzz if it is missing
 	@scripts/fuzz.sh
 
 bench: install bridge ## the figures of speed, side by side with what they are compared to

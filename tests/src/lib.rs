@@ -3,6 +3,7 @@
 //! - [`Postgres`]: a cluster of its own with `ext_registry` preloaded; [`Database`] a fresh database in it
 //! - [`Nats`]: a real nats-server
 //! - [`Bridge`]: the `ext-bridge` binary, [`Services`]: the reference services it calls
+//! - [`Proxy`]: a way to a server that can be held up or cut, a connection at a time
 //! - [`python`]: a virtual environment for services that share no code with ours
 //!
 //! Everything listens on 127.0.0.1 on a free port. Everything is stopped and removed when its value is dropped, and
@@ -20,6 +21,7 @@ pub mod places;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod python;
 pub mod reaper;
 pub mod registry;
@@ -33,6 +35,7 @@ pub use bridge::Bridge;
 pub use caller::{Caller, Reply};
 pub use nats::Nats;
 pub use postgres::{Database, Postgres, Session, Shutdown};
+pub use proxy::Proxy;
 pub use registry::Decision;
 pub use scrape::Scrape;
 pub use services::Services;

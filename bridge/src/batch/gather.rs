@@ -379,6 +379,7 @@ mod tests {
             outcome,
             latency_us: 1500,
             retries: 1,
+            lapses_us: u64::MAX,
             local: true,
             target: target(id),
         }

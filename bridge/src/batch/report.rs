@@ -4,9 +4,10 @@
 //! number once. Batches are kept until Postgres says that they are on disk, and sent again, in order, on a new connection.
 //!
 //! A restart makes Postgres forget tickets. The tickets of a batch are all from one life of its memory, so a batch is forgotten
-//! as a whole: nothing of it is applied. (Single tickets can also give way where Postgres's table of calls is full; which ones
-//! it does not say.) What was forgotten is given back by [`Reporter::take_forgotten`]. Where nothing is applied of a batch that
-//! had been sent before, it may have been applied then; the life in which the next decision was made tells.
+//! as a whole: nothing of it is applied. Single tickets give way when their call has taken longer than it may; which ones
+//! Postgres does not say, so what has waited here for so long is not reported by its ticket. What was forgotten is given back by
+//! [`Reporter::take_forgotten`]. Where nothing is applied of a batch that had been sent before, it may have been applied then;
+//! the life in which the next decision was made tells.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -132,9 +133,9 @@ impl Reporter {
         self.outcomes
     }
 
-    /// Whether everything given has been applied.
+    /// Whether everything given has been applied, and nothing is to be given back.
     pub fn all_applied(&self) -> bool {
-        self.pending.is_empty() && self.kept.iter().all(|batch| batch.applied)
+        self.pending.is_empty() && self.forgotten.is_empty() && self.kept.iter().all(|batch| batch.applied)
     }
 
     /// Whether another batch may leave.
@@ -228,12 +229,36 @@ impl Reporter {
         waiting.map(|batch| batch.sent_us).min()
     }
 
+    /// Takes out of the batch at a place whose tickets may be gone. Of one that has been sent they may also have been applied.
+    fn let_lapse(&mut self, place: usize, now: u64) {
+        let batch = &mut self.kept[place];
+        let has_lapsed = |report: &Report| report.lapses_us <= now;
+        if batch.sent_on != 0 || batch.again || !batch.outcomes.reports.iter().any(has_lapsed) {
+            return;
+        }
+        let (lapsed, rest): (Vec<Report>, Vec<Report>) = batch.outcomes.reports.iter().cloned().partition(has_lapsed);
+        self.outcomes -= lapsed.len();
+        batch.outcomes.reports = Rc::new(rest);
+        // Beside a standby somebody else counts by name anyway.
+        if !self.to_standby {
+            self.forgotten.push(Outcomes {
+                reports: Rc::new(lapsed),
+                minute: batch.outcomes.minute,
+            });
+        }
+    }
+
     /// Sends what has not been sent on this connection, in order, as far as there is room.
     pub fn send(&mut self, conn: &Arc<Conn>, now: u64) {
-        for batch in &mut self.kept {
-            if self.pending.len() >= UNDER_WAY {
-                return;
+        let mut place = 0;
+        while place < self.kept.len() && self.pending.len() < UNDER_WAY {
+            self.let_lapse(place, now);
+            let batch = &mut self.kept[place];
+            if batch.outcomes.len() == 0 {
+                self.kept.remove(place);
+                continue;
             }
+            place += 1;
             if batch.leaves(conn.id, now) {
                 let (seq, reports, name, conn) = (
                     batch.seq,
@@ -383,6 +408,7 @@ mod tests {
             latency_us: 1,
             retries: 0,
             local: false,
+            lapses_us: u64::MAX,
             target: Target {
                 extension_id: Rc::from("x"),
                 version: Rc::from("v1"),
@@ -463,6 +489,29 @@ mod tests {
         reporter.decided(ticket(1, 2));
         assert_eq!((forgotten(&mut reporter).len(), reporter.outcomes()), (0, 1));
         assert!(!reporter.doubts);
+    }
+
+    #[test]
+    fn what_waited_too_long_for_its_ticket_is_given_back_unless_it_may_have_been_applied() {
+        for (sent, standby) in [(false, false), (true, false), (false, true)] {
+            let mut reporter = Reporter::new(standby, Metrics::new(false));
+            let old = Report {
+                lapses_us: 1_000,
+                ..report(ticket(1, 1))
+            };
+            reporter.add(vec![old, report(ticket(1, 2))], 9);
+            reporter.let_lapse(0, 999);
+            assert_eq!(reporter.outcomes(), 2);
+            if sent {
+                send(&mut reporter, 1);
+            }
+            reporter.let_lapse(0, 1_000);
+            let gone = usize::from(!sent);
+            assert_eq!(reporter.outcomes(), 2 - gone);
+            assert_eq!(reporter.kept[0].outcomes.len(), 2 - gone);
+            let wanted: &[i64] = if sent || standby { &[] } else { &[ticket(1, 1)] };
+            assert_eq!(forgotten(&mut reporter), wanted);
+        }
     }
 
     #[test]

@@ -73,6 +73,8 @@ enum State {
         ticket: i64,
         local: bool,
         sent_us: u64,
+        /// When the ticket may be gone.
+        lapses_us: u64,
         cut: bool,
     },
     Backoff,
@@ -328,6 +330,7 @@ impl Machine {
                 latency_us: 0,
                 retries: 0,
                 local: decision.local,
+                lapses_us: now + decision.good_for_us(),
                 target: target(id, served(decision)),
             };
             self.report(report, now);

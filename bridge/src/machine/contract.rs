@@ -162,7 +162,11 @@ pub fn judge(kind: Kind, body: &Bytes) -> Verdict {
     if !body.trim_ascii_start().starts_with(b"{") {
         return Verdict::Invalid("it is not a JSON object");
     }
-    let Ok(wire) = serde_json::from_slice::<Wire<'_>>(body) else {
+    // The parser alone looks at what it keeps only.
+    let wire = std::str::from_utf8(body)
+        .ok()
+        .and_then(|text| serde_json::from_str::<Wire<'_>>(text).ok());
+    let Some(wire) = wire else {
         return Verdict::Invalid("it is not JSON, or has a key twice");
     };
     if wire.error.is_some() {

@@ -8,6 +8,8 @@ pub mod budget;
 pub mod call;
 pub mod codes;
 pub mod contract;
+#[cfg(any(test, feature = "hostile"))]
+pub mod hostile;
 pub mod json;
 pub mod limits;
 pub mod mux;
@@ -113,6 +115,18 @@ pub struct Decision {
     pub local: bool,
 }
 
+impl Decision {
+    /// How long its ticket is good for at least, in microseconds: Postgres keeps it for what all attempts may take and a second
+    /// more, of which the answer may have been half a second on its way.
+    fn good_for_us(&self) -> u64 {
+        let backoff = (1..=self.retry)
+            .map(budget::backoff_max_us)
+            .fold(0, u64::saturating_add);
+        let attempts = u64::from(self.timeout_ms) * 1_000 * (u64::from(self.retry) + 1);
+        attempts.saturating_add(backoff).saturating_add(500_000)
+    }
+}
+
 /// Why there is no decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Undecided {
@@ -148,6 +162,8 @@ pub struct Report {
     pub retries: u32,
     /// Whether the bridge decided itself.
     pub local: bool,
+    /// From when on Postgres may have given its ticket away, in microseconds.
+    pub lapses_us: u64,
     /// Who was called.
     pub target: Target,
 }
@@ -403,7 +419,7 @@ impl Machine {
     }
 
     fn invoke(&mut self, extension_id: Rc<str>, request: Request, client: Client, now: u64) {
-        let explicit = request.timeout_ms.map(|ms| now + ms.saturating_mul(1000));
+        let explicit = request.timeout_ms.map(|ms| now.saturating_add(ms.saturating_mul(1000)));
         self.start_call(
             CallSpec {
                 extension_id,

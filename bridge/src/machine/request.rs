@@ -142,8 +142,10 @@ impl Request {
             return Err(refused("the request must be a JSON object"));
         }
         check_shape(body, limits).map_err(refused)?;
+        // The parser alone looks at what it keeps only.
+        let json = std::str::from_utf8(body).map_err(|_| refused("the request is not valid JSON: it is not UTF-8"))?;
         let wire: Wire<'_> =
-            serde_json::from_slice(body).map_err(|e| refused(format!("the request is not valid JSON: {e}")))?;
+            serde_json::from_str(json).map_err(|e| refused(format!("the request is not valid JSON: {e}")))?;
         let (key, main) = match asked {
             Asked::Invoke => ("payload", wire.payload),
             Asked::Route => ("message", wire.message),

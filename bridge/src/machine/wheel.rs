@@ -57,7 +57,7 @@ impl<T> Default for Wheel<T> {
 
 impl<T> Wheel<T> {
     /// Number of timers set.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "hostile"))]
     pub fn len(&self) -> usize {
         self.len
     }

@@ -36,7 +36,7 @@ pub struct Inbound {
 
 impl Inbound {
     /// A message without headers.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "hostile"))]
     pub fn new(channel: Channel, subject: &str, reply: Option<&str>, payload: Bytes) -> Self {
         let (subject, reply) = (Subject::from(subject), reply.map(Subject::from));
         Self {

@@ -53,6 +53,7 @@ impl Machine {
             ticket: decision.ticket,
             local: decision.local,
             sent_us: now,
+            lapses_us: now.saturating_add(decision.good_for_us()),
             cut: now + timeout_us > call.deadline_us,
         };
         let attempt = AttemptToken {
@@ -192,7 +193,11 @@ impl Machine {
     pub(super) fn attempt_ended(&mut self, token: Token, outcome: Outcome, retry_at: Option<u64>, now: u64) {
         let Some(call) = self.calls.get_mut(token) else { return };
         let State::Waiting {
-            ticket, local, sent_us, ..
+            ticket,
+            local,
+            sent_us,
+            lapses_us,
+            ..
         } = call.state
         else {
             return;
@@ -209,6 +214,7 @@ impl Machine {
             latency_us: call.latency_us,
             retries,
             local,
+            lapses_us,
             target: target(&call.spec.extension_id, call.target.clone()),
         };
         call.state = State::Backoff;

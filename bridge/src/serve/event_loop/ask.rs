@@ -154,7 +154,7 @@ impl EventLoop {
         for outcomes in self.reporter.take_forgotten() {
             tracing::info!(
                 outcomes = outcomes.reports.len(),
-                "Postgres has forgotten these calls; their outcomes go to it by name"
+                "Postgres has forgotten these calls, or may have; their outcomes go to it by name"
             );
             for report in outcomes.reports.iter() {
                 self.gatherer.add(report, outcomes.minute);
