@@ -97,7 +97,9 @@ fn sources(test: &str) -> String {
         Ok(entries) => entries.map(|entry| entry.expect("a readable folder").path()).collect(),
         Err(_) => vec![folder.with_extension("rs")],
     };
-    let read = |file| std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let read = |file: std::path::PathBuf| {
+        std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+    };
     files.into_iter().map(read).collect()
 }
 

@@ -25,6 +25,8 @@ pub enum TransportError {
 pub(super) async fn options(settings: &NatsSettings) -> Result<ConnectOptions, TransportError> {
     let mut options = ConnectOptions::new()
         .name("ext-bridge")
+        // So that permissions can keep others from reading the replies (deploy/nats/permissions.conf).
+        .custom_inbox_prefix("_INBOX.ext-bridge")
         .ping_interval(Duration::from_secs(20))
         .connection_timeout(Duration::from_secs(5))
         .subscription_capacity(65_536)
