@@ -14,6 +14,7 @@
 
 pub mod bridge;
 pub mod caller;
+pub mod certificates;
 pub mod http;
 pub mod micro;
 pub mod nats;

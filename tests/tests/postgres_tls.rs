@@ -1,118 +1,44 @@
 //! The bridge's connections to Postgres by TLS: the modes of libpq, against a real server and certificates by openssl.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
+use ext_registry_tests::certificates::Certificates;
 use ext_registry_tests::postgres::{BRIDGE_ROLE, must_succeed};
-use ext_registry_tests::process::{Directory, Unprivileged};
 use ext_registry_tests::{Bridge, Nats, Postgres, bridge, eventually};
 
 const DATABASE: &str = "app";
 const PASSWORD: &str = "pa55-w0rd";
 
-/// Two authorities, `ca` and `other`; by `ca` a `server` called localhost and a client called `certified`; `own`, signed by
-/// itself.
-struct Certificates {
-    directory: Directory,
-    user: Option<Unprivileged>,
-}
-
-impl Certificates {
-    fn make() -> Self {
-        let user = Unprivileged::needed();
-        let this = Self {
-            directory: Directory::new("tls-", user),
-            user,
-        };
-        this.openssl("ca", &["-subj", "/CN=ca"]);
-        this.openssl("other", &["-subj", "/CN=ca"]);
-        this.openssl("own", &["-subj", "/CN=own", "-addext", "subjectAltName=DNS:localhost"]);
-        let signed = [
-            "-CA",
-            "ca.crt",
-            "-CAkey",
-            "ca.key",
-            "-addext",
-            "basicConstraints=critical,CA:FALSE",
-        ];
-        let server = ["-subj", "/CN=server", "-addext", "subjectAltName=DNS:localhost"];
-        this.openssl("server", &[&signed[..], &server].concat());
-        this.openssl("certified", &[&signed[..], &["-subj", "/CN=certified"]].concat());
-        this
-    }
-
-    fn openssl(&self, name: &str, more: &[&str]) {
-        let mut command = Command::new("openssl");
-        command
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-                "-nodes",
-            ])
-            .args([
-                "-days",
-                "2",
-                "-keyout",
-                &format!("{name}.key"),
-                "-out",
-                &format!("{name}.crt"),
-            ])
-            .args(more)
-            .current_dir(self.directory.path());
-        if let Some(user) = self.user {
-            user.apply(&mut command);
-        }
-        must_succeed(&command.output().expect("openssl can be started"));
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.directory.path().join(file)
-    }
-
-    fn file(&self, file: &str) -> String {
-        self.path(file).display().to_string()
-    }
-
-    fn write(&self, file: &str, text: &str) -> String {
-        std::fs::write(self.path(file), text).expect("our own directory");
-        self.file(file)
-    }
-
-    /// A cluster with TLS by `server`: one role for each way to be let in.
-    fn cluster(&self, server: &str) -> Postgres {
-        let hba = self.write(
-            "pg_hba.conf",
-            "local all all trust\n\
-             host all postgres all trust\n\
-             hostssl all scram all scram-sha-256\n\
-             hostssl all certified all cert\n\
-             hostnossl all plain all trust\n\
-             host all bridge all trust\n",
-        );
-        let settings = [
-            "ssl = on".to_owned(),
-            format!("ssl_cert_file = '{}'", self.file(&format!("{server}.crt"))),
-            format!("ssl_key_file = '{}'", self.file(&format!("{server}.key"))),
-            format!("ssl_ca_file = '{}'", self.file("ca.crt")),
-            format!("hba_file = '{hba}'"),
-            "password_encryption = 'scram-sha-256'".to_owned(),
-            "log_connections = on".to_owned(),
-        ];
-        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
-        let cluster = Postgres::start(&settings);
-        cluster.make_database(DATABASE);
-        let roles = format!(
-            "create role scram login password '{PASSWORD}'; create role certified login; create role plain login;
-             select ext_grant(r, 'bridge') from unnest(array['scram', 'certified', 'plain']::regrole[]) r"
-        );
-        must_succeed(&cluster.psql(DATABASE, &roles));
-        cluster
-    }
+/// A cluster with TLS by `server`: one role for each way to be let in.
+fn cluster(certificates: &Certificates, server: &str) -> Postgres {
+    let hba = certificates.write(
+        "pg_hba.conf",
+        "local all all trust\n\
+         host all postgres all trust\n\
+         hostssl all scram all scram-sha-256\n\
+         hostssl all certified all cert\n\
+         hostnossl all plain all trust\n\
+         host all bridge all trust\n",
+    );
+    let settings = [
+        "ssl = on".to_owned(),
+        format!("ssl_cert_file = '{}'", certificates.file(&format!("{server}.crt"))),
+        format!("ssl_key_file = '{}'", certificates.file(&format!("{server}.key"))),
+        format!("ssl_ca_file = '{}'", certificates.file("ca.crt")),
+        format!("hba_file = '{hba}'"),
+        "password_encryption = 'scram-sha-256'".to_owned(),
+        "log_connections = on".to_owned(),
+    ];
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let cluster = Postgres::start(&settings);
+    cluster.make_database(DATABASE);
+    let roles = format!(
+        "create role scram login password '{PASSWORD}'; create role certified login; create role plain login;
+         select ext_grant(r, 'bridge') from unnest(array['scram', 'certified', 'plain']::regrole[]) r"
+    );
+    must_succeed(&cluster.psql(DATABASE, &roles));
+    cluster
 }
 
 /// `ext-bridge check`: its exit code, and what it says of Postgres.
@@ -145,7 +71,7 @@ fn last_login(cluster: &Postgres, role: &str) -> String {
 #[test]
 fn each_mode_accepts_what_it_should_and_nothing_else() {
     let certificates = Certificates::make();
-    let cluster = certificates.cluster("server");
+    let cluster = cluster(&certificates, "server");
     let nats = Nats::start();
     let (ca, other) = (certificates.file("ca.crt"), certificates.file("other.crt"));
     let by_name = ["--db-host", "localhost"];
@@ -201,7 +127,7 @@ fn each_mode_accepts_what_it_should_and_nothing_else() {
 #[test]
 fn roles_come_in_by_password_by_certificate_and_without_tls() {
     let certificates = Certificates::make();
-    let cluster = certificates.cluster("server");
+    let cluster = cluster(&certificates, "server");
     let nats = Nats::start();
     let (port, ca) = (cluster.port(), certificates.file("ca.crt"));
     let address = |role: &str, more: &str| {
@@ -236,7 +162,7 @@ fn roles_come_in_by_password_by_certificate_and_without_tls() {
 async fn every_connection_of_a_running_bridge_is_protected() {
     let certificates = Certificates::make();
     // Signed by itself, and named as whom to trust: no authority of its own is needed.
-    let cluster = certificates.cluster("own");
+    let cluster = cluster(&certificates, "own");
     let nats = Nats::start();
     let (port, own) = (cluster.port(), certificates.file("own.crt"));
     let url = format!("postgres://scram:{PASSWORD}@localhost:{port}/{DATABASE}?sslmode=verify-full&sslrootcert={own}");

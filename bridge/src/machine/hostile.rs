@@ -41,6 +41,7 @@ impl World {
             max_bytes: 8 << 20,
             max_call_us: 30_000_000,
             decide_timeout_us: 250_000,
+            record: Some(0.5),
             second_opinion: false,
             retry_share: 0.2,
             retry_per_second: 100.0,

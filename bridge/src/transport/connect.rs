@@ -107,11 +107,18 @@ pub(super) fn explained(error: &ConnectError, settings: &NatsSettings) -> String
             "the server does not accept this login; is it the server's, and not expired?"
         }
         ConnectErrorKind::Authentication => "the key of --nats-nkey-seed or --nats-creds cannot sign",
-        _ if text.contains("UnknownIssuer") => {
+        // The latter where another authority has the same name.
+        _ if text.contains("UnknownIssuer") || text.contains("BadSignature") => {
             "no authority that is trusted here has signed the server's certificate; name the authority's with --nats-tls-ca"
         }
         _ if text.contains("NotValidForName") || text.contains("not valid for name") => {
             "the server's certificate is for another name; address the server by a name in its certificate"
+        }
+        _ if text.contains("alert: UnknownCA") || text.contains("alert: BadCertificate") => {
+            "the server does not accept the certificate of --nats-tls-cert; is it signed by the authority that the server trusts?"
+        }
+        _ if text.contains("certificate expired") || text.contains("Expired") => {
+            "a certificate has expired: the server's, or that of --nats-tls-cert; is the clock right?"
         }
         _ if text.contains("CertificateRequired") => {
             "the server asks for a certificate; give --nats-tls-cert and --nats-tls-key"
