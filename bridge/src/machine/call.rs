@@ -20,7 +20,7 @@ use super::slab::Token;
 use super::text::Digits;
 use super::trace::{Recording, What};
 use super::wheel::Timer;
-use super::{Client, Decision, Due, Machine, Question, Report, Target, Undecided};
+use super::{Client, Decision, Due, MOST_RETRIES, Machine, Question, Report, Target, Undecided};
 use crate::transport::Headers;
 
 /// Whom a call is for.
@@ -397,7 +397,7 @@ impl Machine {
         call.target = served(decision);
         let timeout_us = u64::from(decision.timeout_ms.min(call.spec.timeout_ms.unwrap_or(u32::MAX))) * 1000;
         if first {
-            let retries = call.spec.retry.unwrap_or(decision.retry).min(10);
+            let retries = call.spec.retry.unwrap_or(decision.retry).min(MOST_RETRIES);
             call.attempts = retries as u8 + 1;
             if call.spec.deadline_us.is_none() {
                 let waits: u64 = (1..=retries).map(backoff_max_us).sum();

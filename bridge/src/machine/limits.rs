@@ -84,7 +84,11 @@ fn end_of_string(text: &[u8], start: usize) -> usize {
 /// Longest number that is handed to `jsonb`, in characters, and the largest exponent.
 const MAX_NUMBER: usize = 1000;
 
-/// Checks that `jsonb` can hold valid JSON text: no U+0000, no half surrogate pairs, no boundless numbers.
+/// A number without an exponent that is no longer than this, in characters, is a finite float.
+const SURELY_FINITE: usize = 300;
+
+/// Checks that `jsonb`, and whoever decides without Postgres, can hold valid JSON text: no U+0000, no half surrogate pairs, no
+/// boundless numbers.
 pub fn check_jsonb(text: &[u8]) -> Result<(), &'static str> {
     let mut at = 0;
     while at < text.len() {
@@ -111,7 +115,9 @@ pub fn check_jsonb(text: &[u8]) -> Result<(), &'static str> {
                         .trim_start_matches('0');
                     digits.len() > 4 || digits.parse::<usize>().is_ok_and(|n| n > MAX_NUMBER)
                 });
-                if large || length > MAX_NUMBER {
+                let infinite =
+                    (exponent.is_some() || length > SURELY_FINITE) && serde_json::from_slice::<f64>(number).is_err();
+                if large || infinite || length > MAX_NUMBER {
                     return Err("a number is out of range");
                 }
                 at += length - 1;
@@ -193,6 +199,7 @@ mod tests {
             r#""\ud800\u0041""#,
             r#""\udc00""#,
             r"1e1001",
+            r#"{"a":-1.5E+309}"#,
             r"[1e999999999999]",
             &"9".repeat(1001),
         ] {

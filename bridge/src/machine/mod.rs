@@ -119,11 +119,9 @@ impl Decision {
     /// How long its ticket is good for at least, in microseconds: Postgres keeps it for what all attempts may take and a second
     /// more, of which the answer may have been half a second on its way.
     fn good_for_us(&self) -> u64 {
-        let backoff = (1..=self.retry)
-            .map(budget::backoff_max_us)
-            .fold(0, u64::saturating_add);
-        let attempts = u64::from(self.timeout_ms) * 1_000 * (u64::from(self.retry) + 1);
-        attempts.saturating_add(backoff).saturating_add(500_000)
+        let retries = self.retry.min(MOST_RETRIES);
+        let backoff: u64 = (1..=retries).map(budget::backoff_max_us).sum();
+        u64::from(self.timeout_ms) * 1_000 * (u64::from(retries) + 1) + backoff + 500_000
     }
 }
 
@@ -296,6 +294,8 @@ pub struct Machine {
     pub stats: [EndpointStats; 2],
 }
 
+/// A call is tried again so often at most.
+const MOST_RETRIES: u32 = 10;
 /// Facts are asked for again after this time, in microseconds.
 const FACTS_AGE_US: u64 = 5_000_000;
 

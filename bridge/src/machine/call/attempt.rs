@@ -53,7 +53,7 @@ impl Machine {
             ticket: decision.ticket,
             local: decision.local,
             sent_us: now,
-            lapses_us: now.saturating_add(decision.good_for_us()),
+            lapses_us: now + decision.good_for_us(),
             cut: now + timeout_us > call.deadline_us,
         };
         let attempt = AttemptToken {
