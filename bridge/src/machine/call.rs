@@ -4,6 +4,7 @@
 //! nothing is waited for past the deadline, which runs from receipt.
 
 mod attempt;
+mod recording;
 
 use std::rc::Rc;
 
@@ -14,11 +15,11 @@ use super::budget::{Budget, backoff_max_us};
 use super::codes::{Code, Failure};
 use super::contract::{self, Kind};
 use super::mux::AttemptToken;
-use super::refusal::{detailed, not_found, refusal, refusal_label, shown};
+use super::refusal::{not_found, refusal, refusal_label, shown};
 use super::request::Ids;
 use super::slab::Token;
 use super::text::Digits;
-use super::trace::{Recording, What};
+use super::trace::Recording;
 use super::wheel::Timer;
 use super::{Client, Decision, Due, MOST_RETRIES, Machine, Question, Report, Target, Undecided};
 use crate::transport::Headers;
@@ -162,6 +163,18 @@ impl Finished {
             headers.push("Ext-Latency-Ms", Digits::thousandths(self.latency_us).as_str());
         }
         headers
+    }
+
+    /// Adds what is known of the call to a failure.
+    fn detail(&self, mut failure: Failure) -> Failure {
+        failure = failure.with("extension_id", shown(&self.extension_id));
+        if self.sent > 0 {
+            failure = failure.with("version", &*self.version).with("attempts", self.sent);
+            if let Some(instance) = &self.instance_id {
+                failure = failure.with("instance_id", &**instance);
+            }
+        }
+        failure
     }
 }
 
@@ -526,33 +539,11 @@ impl Machine {
         self.record_call(token, failure, now);
         if let Some((parent, mut finished)) = self.take_call(token, now) {
             finished.done = match done {
-                Done::Failed(failure) => Done::Failed(detailed(failure, &finished)),
+                Done::Failed(failure) => Done::Failed(finished.detail(failure)),
                 done => done,
             };
             self.deliver(parent, finished, now);
         }
-    }
-
-    /// The recording of a call that begins, where its request is recorded. A dry run calls nobody.
-    fn recording(&mut self, spec: &CallSpec, now: u64) -> Option<Box<Recording>> {
-        let own = spec.ids.trace.recorded().filter(|_| !spec.dry_run)?;
-        let span = match spec.parent {
-            Parent::Client(_) => own,
-            Parent::Route { .. } => self.random.u64(1..),
-        };
-        Some(Box::new(Recording::begin(span, now)))
-    }
-
-    fn record_call(&mut self, token: Token, failure: Option<&Failure>, now: u64) {
-        let Some(call) = self.calls.get_mut(token) else { return };
-        let Some(recording) = call.recording.take() else { return };
-        let (span, times) = (recording.span, (recording.began_us, now));
-        let what = What::Invoke {
-            extension_id: call.spec.extension_id.to_string(),
-            kind: call.target.kind,
-            recording,
-        };
-        self.recorded.push(call.spec.ids.span(span, times, what, failure));
     }
 
     fn take_call(&mut self, token: Token, now: u64) -> Option<(Parent, Finished)> {

@@ -1,7 +1,6 @@
-//! What callers are told when there is no version to call, and what is added to every failure.
+//! What callers are told when there is no version to call.
 
 use super::Decision;
-use super::call::Finished;
 use super::codes::{Code, Failure};
 
 /// An id from a subject, shortened: it may be anything.
@@ -50,18 +49,4 @@ pub fn refusal(id: &str, decision: &Decision) -> Failure {
         Some(ms) => failure.with("retry_after_ms", ms),
         None => failure,
     }
-}
-
-/// Adds what is known of the call to a failure.
-pub fn detailed(mut failure: Failure, finished: &Finished) -> Failure {
-    failure = failure.with("extension_id", shown(&finished.extension_id));
-    if finished.sent > 0 {
-        failure = failure
-            .with("version", &*finished.version)
-            .with("attempts", finished.sent);
-        if let Some(instance) = &finished.instance_id {
-            failure = failure.with("instance_id", &**instance);
-        }
-    }
-    failure
 }
