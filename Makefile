@@ -64,8 +64,11 @@ ifndef PG_CONFIG
 	PG_CONFIG=$$(scripts/postgres $(NEWEST)) $(CARGO) test --no-fail-fast -p ext_registry_tests $(addprefix --test ,$(NEWEST_TESTS))
 endif
 
+# Each in a target directory of its own: the bindings to Postgres are made anew whenever one directory changes its major.
 majors: setup # the extension for the other majors
-	@for major in $(MAJORS); do $(MAKE) PG=$$major install; done
+	@for major in $(MAJORS); do \
+		CARGO_TARGET_DIR="$${CARGO_TARGET_DIR:-target}/pg$$major" $(MAKE) PG=$$major install; \
+	done
 
 fuzz: ## random input for core and bridge, FUZZ_SECONDS (60) for each target; installs cargo-fuzz if it is missing
 	@scripts/fuzz.sh
