@@ -32,6 +32,11 @@ impl Caller {
         }
     }
 
+    /// By a connection that is made already.
+    pub fn by(client: Client) -> Self {
+        Self { client }
+    }
+
     /// Calls one extension.
     pub async fn invoke(&self, extension: &str, request: &Value) -> Reply {
         self.send(

@@ -24,8 +24,12 @@ asyncio.run(main())
 
 /// Starts a service of that name that listens on `subjects`. A pre-processor: the reply's payload is `{"by": <name>}`.
 pub fn service(nats: &Nats, name: &str, subjects: &[&str]) -> Program {
-    let url = nats.url();
-    let mut arguments = vec![url.as_str(), name];
+    service_at(&nats.url(), name, subjects)
+}
+
+/// The same with an address of its own, which may hold a login.
+pub fn service_at(url: &str, name: &str, subjects: &[&str]) -> Program {
+    let mut arguments = vec![url, name];
     arguments.extend(subjects);
     python::Program::start(TEXT, &arguments)
 }

@@ -161,8 +161,7 @@ impl Service {
             headers.get(name).map(HeaderValue::as_str).expect(name).to_owned()
         };
         let reply = request.reply.as_ref().expect("a reply subject");
-        let below = reply.strip_prefix("_INBOX.ext-bridge.").expect("an inbox of a bridge");
-        let inbox = below.split('.').next().expect("its first token").to_owned();
+        let inbox = reply.split('.').nth(1).expect("an inbox").to_owned();
         let attempt = (inbox, header("Ext-Call-Id"), header("Ext-Attempt"));
         self.attempts.lock().expect("no panic").push(attempt);
         let body: Value = serde_json::from_slice(&request.payload).expect("JSON");

@@ -1,7 +1,7 @@
 //! `check`: one line for each thing that must be right.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Client, RequestErrorKind};
 use ext_registry_core::fixture::ExtensionDocument;
@@ -12,7 +12,7 @@ use crate::fixtures::Fixtures;
 use crate::image::{self, Kept};
 use crate::pg::{self, Database, describe, in_schema};
 use crate::serve::clock::now_ms;
-use crate::transport;
+use crate::transport::{self, Denied};
 
 struct Lines {
     failed: bool,
@@ -36,11 +36,12 @@ impl Lines {
 /// Checks; exits with 1 where something fails.
 pub async fn run(settings: Settings) -> Result<ExitCode, Exit> {
     let mut lines = Lines { failed: false };
+    let start = Instant::now();
     let nats = match transport::client(&settings.nats).await {
-        Ok(client) => {
+        Ok((client, denials)) => {
             let info = client.server_info();
             Lines::good("nats", &format!("{} (server {})", settings.nats.shown(), info.version));
-            Some(client)
+            Some((client, denials))
         }
         Err(error) => {
             lines.bad("nats", &error.to_string());
@@ -82,11 +83,22 @@ pub async fn run(settings: Settings) -> Result<ExitCode, Exit> {
             Err(why) => lines.bad("decide-url", &why),
         }
     }
-    if let Some(client) = &nats {
+    if let Some((client, denials)) = &nats {
         subjects.sort();
         subjects.dedup();
         for (id, subject) in subjects {
-            match listens(client, &subject).await {
+            let begin = Instant::now();
+            let answer = listens(client, &subject).await;
+            let ours = |denied: &Denied| matches!(denied, Denied::Publish(other) if *other == subject);
+            if let Some(denied) = denials.since(begin, ours) {
+                lines.bad("subject", &format!("{subject} ({id}): {denied}"));
+                continue;
+            }
+            if let Some(denied) = denials.since(start, |denied| matches!(denied, Denied::Subscribe(_))) {
+                lines.bad("nats", &denied.to_string());
+                break;
+            }
+            match answer {
                 Some(true) => Lines::good("subject", &format!("{subject} ({id}) has a listener")),
                 Some(false) => lines.bad("subject", &format!("{subject} ({id}): nobody listens")),
                 None => Lines::warn("subject", &format!("{subject} ({id}): cannot be tested")),

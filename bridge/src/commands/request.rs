@@ -3,9 +3,9 @@
 use std::io::Read;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use async_nats::{Client, HeaderMap, RequestErrorKind};
+use async_nats::{Client, HeaderMap, RequestError, RequestErrorKind};
 use clap::Args;
 use serde_json::{Map, Value as Json};
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use crate::exit::{Exit, Kind};
 use crate::metrics::Metrics;
 use crate::serve::event_loop::{EventLoop, LoopState, Outlets, Sources};
 use crate::serve::keeper::Keeper;
-use crate::transport;
+use crate::transport::{self, Denials, Denied};
 
 #[derive(Debug, Args)]
 struct Common {
@@ -135,16 +135,16 @@ pub async fn route(settings: Settings, args: RouteArgs) -> Result<ExitCode, Exit
 }
 
 async fn ask(settings: Settings, subject: &str, body: Map<String, Json>) -> Result<ExitCode, Exit> {
-    let client = transport::client(&settings.nats)
+    let way = transport::client(&settings.nats)
         .await
         .map_err(|e| Exit::new(Kind::Nats, e.to_string()))?;
     let wait = Duration::from_micros(settings.machine.max_call_us) + Duration::from_secs(5);
     let body = Json::Object(body).to_string();
-    let reply = match request(&client, format!("{}.{subject}", settings.prefix), &body, wait).await {
-        Err(error) if error.kind() == RequestErrorKind::NoResponders => {
-            here(settings, &client, subject, &body, wait).await?
+    let reply = match request(&way, format!("{}.{subject}", settings.prefix), &body, wait).await {
+        Err(Failed::Request(error)) if error.kind() == RequestErrorKind::NoResponders => {
+            here(settings, &way, subject, &body, wait).await?
         }
-        other => other.map_err(|e| Exit::new(Kind::Nats, format!("no reply: {e}")))?,
+        other => other?,
     };
     let failed = reply
         .headers
@@ -161,23 +161,47 @@ async fn ask(settings: Settings, subject: &str, body: Map<String, Json>) -> Resu
     })
 }
 
+/// A connection, and what is denied to it.
+type Way = (Client, Arc<Denials>);
+
+/// Why there is no reply.
+enum Failed {
+    Denied(Denied),
+    Request(RequestError),
+}
+
+impl From<Failed> for Exit {
+    fn from(failed: Failed) -> Self {
+        let why = match failed {
+            Failed::Denied(denied) => denied.to_string(),
+            Failed::Request(error) => error.to_string(),
+        };
+        Self::new(Kind::Nats, format!("no reply: {why}"))
+    }
+}
+
+/// Asks, and waits for the reply no longer than there may be one.
 async fn request(
-    client: &Client,
+    (client, denials): &Way,
     subject: String,
     body: &str,
     wait: Duration,
-) -> Result<async_nats::Message, async_nats::RequestError> {
+) -> Result<async_nats::Message, Failed> {
+    let begin = Instant::now();
     let request = async_nats::Request::new()
         .payload(body.to_owned().into())
         .headers(HeaderMap::new())
         .timeout(Some(wait));
-    client.send_request(subject, request).await
+    tokio::select! {
+        reply = client.send_request(subject, request) => reply.map_err(Failed::Request),
+        denied = denials.wait(begin, |_| true) => Err(Failed::Denied(denied)),
+    }
 }
 
 /// Nobody serves: a loop of this process does, under a prefix of its own.
 async fn here(
     mut settings: Settings,
-    client: &Client,
+    way: &Way,
     subject: &str,
     body: &str,
     wait: Duration,
@@ -226,12 +250,12 @@ async fn here(
     .await
     .map_err(|e| Exit::new(Kind::Nats, e.to_string()))?;
     let ended = async {
-        let reply = request(client, format!("{}.{subject}", settings.prefix), body, wait).await;
+        let reply = request(way, format!("{}.{subject}", settings.prefix), body, wait).await;
         let (tell, told) = tokio::sync::oneshot::channel();
         let _ = handle.send(crate::serve::event_loop::Control::Drain(Duration::from_secs(1), tell));
         let _ = told.await;
         reply
     };
     let (reply, ()) = tokio::join!(ended, event_loop.run());
-    reply.map_err(|e| Exit::new(Kind::Nats, format!("no reply: {e}")))
+    Ok(reply?)
 }

@@ -141,7 +141,7 @@ fn unescaped(text: &str) -> String {
 impl Settings {
     /// Whether requests can be read on their way to NATS.
     pub fn nats_is_exposed(&self) -> bool {
-        self.nats.tls_ca.is_none() && self.nats.servers.iter().any(|server| nats::is_exposed(server))
+        !self.nats.by_tls() && self.nats.servers.iter().any(|server| nats::is_exposed(server))
     }
 
     /// Resolves the settings from the flags and `EXT_BRIDGE_*` (which clap has merged), the rest of the environment, the file.

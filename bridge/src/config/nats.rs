@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::Path;
 
+use xxhash_rust::xxh3::Xxh3;
+
 use super::options::Options;
 use super::{unescaped, wrong};
 use crate::exit::{Exit, Kind};
@@ -52,10 +54,14 @@ pub(super) fn nats(all: &Options) -> Result<NatsSettings, Exit> {
         ("nats-tls-cert", &all.nats_tls_cert),
         ("nats-tls-key", &all.nats_tls_key),
     ];
+    let mut held = Xxh3::new();
     for (key, path) in files {
-        if let Some(path) = path {
-            readable(key, path)?;
-        }
+        let content = match path {
+            Some(path) => read(key, path)?,
+            None => Vec::new(),
+        };
+        held.update(&content.len().to_le_bytes());
+        held.update(&content);
     }
     if let Some(seed) = &all.nats_nkey_seed
         && !is_seed(seed)
@@ -63,6 +69,14 @@ pub(super) fn nats(all: &Options) -> Result<NatsSettings, Exit> {
         let message =
             "nats-nkey-seed: this is not the seed of a user's nkey, which has 58 letters and digits and begins with SU";
         return Err(Exit::new(Kind::Config, message));
+    }
+    let inbox_prefix = all.nats_inbox_prefix.clone().unwrap_or_else(|| "_INBOX".to_owned());
+    if !is_inbox(&inbox_prefix) {
+        return Err(wrong(
+            "nats-inbox-prefix",
+            &inbox_prefix,
+            "a subject such as _INBOX.bridge, without wildcards",
+        ));
     }
     let named_elsewhere =
         all.nats_user.is_some() || all.nats_token.is_some() || all.nats_creds.is_some() || all.nats_nkey_seed.is_some();
@@ -83,6 +97,9 @@ pub(super) fn nats(all: &Options) -> Result<NatsSettings, Exit> {
         tls_ca: all.nats_tls_ca.clone(),
         tls_cert: all.nats_tls_cert.clone(),
         tls_key: all.nats_tls_key.clone(),
+        tls_first: all.nats_tls_first.unwrap_or(false),
+        inbox_prefix,
+        files: held.digest(),
     })
 }
 
@@ -101,10 +118,18 @@ fn without_login(server: &str) -> (String, Option<Login>) {
     (format!("{scheme}{host}"), Some(login))
 }
 
-fn readable(key: &str, path: &Path) -> Result<(), Exit> {
+fn read(key: &str, path: &Path) -> Result<Vec<u8>, Exit> {
     std::fs::read(path)
-        .map(drop)
         .map_err(|error| Exit::new(Kind::Config, format!("{key}: cannot read {}: {error}", path.display())))
+}
+
+/// Whether inboxes can be below it.
+fn is_inbox(prefix: &str) -> bool {
+    let plain = |token: &str| {
+        let bad = |c: char| matches!(c, '*' | '>') || c.is_whitespace() || c.is_control();
+        !token.is_empty() && !token.contains(bad)
+    };
+    prefix.len() <= 128 && prefix.split('.').all(plain)
 }
 
 /// Whether it has the form of a user's seed.
@@ -180,6 +205,13 @@ mod tests {
             ..Options::default()
         };
         assert!(!refused(&seed).contains("secret"), "a secret is shown");
+        for prefix in ["", ".", "a.", "a..b", "a b", "_INBOX.>", "*"] {
+            let inbox = Options {
+                nats_inbox_prefix: Some(prefix.to_owned()),
+                ..Options::default()
+            };
+            assert!(refused(&inbox).contains("nats-inbox-prefix"), "{prefix}");
+        }
     }
 
     #[test]

@@ -124,6 +124,12 @@ options! {
     /// Key of the client certificate (PEM)
     #[arg(long, global = true, env = "EXT_BRIDGE_NATS_TLS_KEY", value_name = "FILE", help_heading = "NATS")]
     nats_tls_key: PathBuf,
+    /// Begin with TLS, for a server with handshake_first; makes TLS required
+    #[arg(long, global = true, env = "EXT_BRIDGE_NATS_TLS_FIRST", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "NATS")]
+    nats_tls_first: bool,
+    /// First part of the subjects that replies come by, where permissions depend on it [default: _INBOX]
+    #[arg(long, global = true, env = "EXT_BRIDGE_NATS_INBOX_PREFIX", value_name = "SUBJECT", help_heading = "NATS")]
+    nats_inbox_prefix: String,
 
     /// Postgres as a URL or key=value list; what it names is not taken from the other flags
     #[arg(long, global = true, env = "EXT_BRIDGE_DB_URL", value_name = "URL", help_heading = "Postgres", hide_env_values = true)]

@@ -97,7 +97,7 @@ async fn follow_and_lead(live: &Live, databases: &Databases, failures: &mut u32)
         tokio::time::sleep(LOOK).await;
     }
     let mut publisher = Publisher {
-        nats: transport::client(&settings.nats).await?,
+        nats: transport::client(&settings.nats).await?.0,
         subject,
         event_id: 0,
         horizon: 0,

@@ -6,7 +6,6 @@
 //! wrong nothing changes, but for fixtures, which are judged by themselves. What needs a restart stays as it is and is named in
 //! a line of its own, at every reading until the restart. No call fails because of a reading.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, Notify, mpsc, watch};
@@ -64,20 +63,14 @@ impl Senders {
     }
 }
 
-/// What the files held that settings name, as hashes: a new certificate may have the old name.
-#[derive(PartialEq, Eq)]
-struct Files {
-    nats: u64,
-    postgres: u64,
-}
-
 /// See the module.
 pub struct Reloader {
     flags: Options,
     levels: Levels,
     senders: Senders,
     loops: Vec<mpsc::UnboundedSender<Control>>,
-    files: Mutex<Files>,
+    /// What the files held that the settings of Postgres name, as a hash: a new certificate may have the old name.
+    files: Mutex<u64>,
     /// Told when the image of the registry shall be read anew.
     keeper: Arc<Notify>,
     metrics: Arc<Metrics>,
@@ -93,7 +86,7 @@ impl Reloader {
         keeper: Arc<Notify>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let files = Mutex::new(Files::of(&senders.live.borrow()));
+        let files = Mutex::new(files_of(&senders.live.borrow()));
         Self {
             flags,
             levels,
@@ -149,12 +142,11 @@ impl Reloader {
             tracing::warn!("{key}: needs a restart");
         }
         let mut moved = Ok(());
-        if old.nats != read.nats || files.nats != read.files.nats {
+        if old.nats != read.nats {
             match move_all(&self.loops, &read.nats).await {
                 Ok(()) => read.settings.nats = read.nats,
                 Err(error) => {
                     tracing::error!(%error, "the way to NATS stays as it was");
-                    read.files.nats = files.nats;
                     moved = Err(Exit::new(Kind::Nats, error.to_string()));
                 }
             }
@@ -164,11 +156,11 @@ impl Reloader {
         if new.logging != old.logging {
             self.levels.change(&new.logging)?;
         }
-        if new.database != old.database || files.postgres != read.files.postgres {
+        if new.database != old.database || *files != read.files {
             self.senders.databases.send_replace(Arc::new(new.database.clone()));
         }
         if let (Some(sender), Some(nearby)) = (&self.senders.nearby, &new.decide)
-            && (new.decide != old.decide || files.postgres != read.files.postgres)
+            && (new.decide != old.decide || *files != read.files)
         {
             sender.send_replace(Arc::new(nearby.clone()));
         }
@@ -203,14 +195,15 @@ struct Read {
     nats: NatsSettings,
     needs_restart: Vec<&'static str>,
     fixtures: Result<Option<Arc<Image>>, Exit>,
-    files: Files,
+    files: u64,
 }
 
 fn read(flags: Options, old: &Settings) -> Result<Read, Exit> {
-    let asked = Settings::resolve(flags.clone())?;
+    let mut asked = Settings::resolve(flags.clone())?;
     let differs = [
         ("source", asked.source != old.source),
         ("prefix", asked.prefix != old.prefix),
+        ("nats-inbox-prefix", asked.nats.inbox_prefix != old.nats.inbox_prefix),
         ("log-format", asked.logging.format != old.logging.format),
         ("http-addr", asked.http != old.http),
         ("grpc-addr", asked.grpc != old.grpc),
@@ -229,6 +222,7 @@ fn read(flags: Options, old: &Settings) -> Result<Read, Exit> {
         .filter(|(_, differs)| *differs)
         .map(|(key, _)| key)
         .collect();
+    asked.nats.inbox_prefix.clone_from(&old.nats.inbox_prefix);
     // Caps and budgets are shares: of the loops that there are.
     let mut settings = Settings::resolve(Options {
         loops: Some(old.loops),
@@ -251,34 +245,25 @@ fn read(flags: Options, old: &Settings) -> Result<Read, Exit> {
     settings.options.clone_from(&asked.options);
     Ok(Read {
         fixtures: super::fixtures(&settings),
-        files: Files::of(&asked),
+        files: files_of(&asked),
         nats: asked.nats,
         settings,
         needs_restart,
     })
 }
 
-impl Files {
-    fn of(settings: &Settings) -> Self {
-        let nats = &settings.nats;
-        let Tls { roots, identity, .. } = &settings.database.tls;
-        let roots = match roots {
-            Some(Roots::File(path)) => Some(path.as_path()),
-            _ => None,
-        };
-        let identity = identity.as_ref();
-        Self {
-            nats: hash([&nats.creds, &nats.tls_ca, &nats.tls_cert, &nats.tls_key].map(|path| path.as_deref())),
-            postgres: hash([
-                roots,
-                identity.map(|(certificate, _)| certificate.as_path()),
-                identity.map(|(_, key)| key.as_path()),
-            ]),
-        }
-    }
-}
-
-fn hash<const N: usize>(files: [Option<&Path>; N]) -> u64 {
+fn files_of(settings: &Settings) -> u64 {
+    let Tls { roots, identity, .. } = &settings.database.tls;
+    let roots = match roots {
+        Some(Roots::File(path)) => Some(path.as_path()),
+        _ => None,
+    };
+    let identity = identity.as_ref();
+    let files = [
+        roots,
+        identity.map(|(certificate, _)| certificate.as_path()),
+        identity.map(|(_, key)| key.as_path()),
+    ];
     let mut hash = Xxh3::new();
     for path in files {
         let content = path.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();

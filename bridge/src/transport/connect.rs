@@ -1,11 +1,13 @@
 //! How a connection is made: addresses, logins, TLS; and what is said where it cannot be.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions};
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
 
-use super::NatsSettings;
+use super::denied::{Denials, Denied};
+use super::settings::NatsSettings;
 
 /// Why NATS cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +18,9 @@ pub enum TransportError {
     /// No subscription.
     #[error("cannot subscribe to {0}: {1}")]
     Subscribe(String, String),
+    /// No permission for a subscription.
+    #[error("{0}")]
+    Denied(Denied),
     /// Bad credentials file, certificate or key.
     #[error("{0}")]
     Settings(String),
@@ -25,8 +30,7 @@ pub enum TransportError {
 pub(super) async fn options(settings: &NatsSettings) -> Result<ConnectOptions, TransportError> {
     let mut options = ConnectOptions::new()
         .name("ext-bridge")
-        // So that permissions can keep others from reading the replies (deploy/nats/permissions.conf).
-        .custom_inbox_prefix("_INBOX.ext-bridge")
+        .custom_inbox_prefix(&settings.inbox_prefix)
         .ping_interval(Duration::from_secs(20))
         .connection_timeout(Duration::from_secs(5))
         .subscription_capacity(65_536)
@@ -54,26 +58,38 @@ pub(super) async fn options(settings: &NatsSettings) -> Result<ConnectOptions, T
             .add_client_certificate(cert.clone(), key.clone())
             .require_tls(true);
     }
+    if settings.tls_first {
+        options = options.tls_first();
+    }
     Ok(options)
 }
 
-/// A plain client that reconnects by itself, for commands and what is published now and then.
-pub async fn client(settings: &NatsSettings) -> Result<Client, TransportError> {
-    let options = options(settings).await?.reconnect_delay_callback(|attempts| {
-        let full = 50_u64 << attempts.min(6);
-        Duration::from_millis(full / 2 + fastrand::u64(0..=full / 2))
-    });
-    options
+/// A plain client that reconnects by itself, for commands and what is published now and then; and what it is denied.
+pub async fn client(settings: &NatsSettings) -> Result<(Client, Arc<Denials>), TransportError> {
+    let denials = Arc::new(Denials::default());
+    let noted = Arc::clone(&denials);
+    let options = options(settings)
+        .await?
+        .reconnect_delay_callback(|attempts| {
+            let full = 50_u64 << attempts.min(6);
+            Duration::from_millis(full / 2 + fastrand::u64(0..=full / 2))
+        })
+        .event_callback(move |event| {
+            if let Event::ServerError(error) = event {
+                noted.note(&error);
+            }
+            std::future::ready(())
+        });
+    let client = options
         .connect(settings.servers.as_slice())
         .await
-        .map_err(|e| TransportError::Connect(settings.shown(), explained(&e, settings)))
+        .map_err(|e| TransportError::Connect(settings.shown(), explained(&e, settings)))?;
+    Ok((client, denials))
 }
 
 /// Whether TLS is asked for.
 fn by_tls(settings: &NatsSettings) -> bool {
-    settings.tls_ca.is_some()
-        || settings.tls_cert.is_some()
-        || settings.servers.iter().any(|server| server.starts_with("tls://"))
+    settings.by_tls() || settings.servers.iter().any(|server| server.starts_with("tls://"))
 }
 
 /// An address that a server told, with the scheme of those that were set.

@@ -18,6 +18,13 @@ pub enum Channel {
     Micro,
 }
 
+impl Channel {
+    /// Whether a bridge can do nothing without it.
+    pub(super) fn is_needed(self) -> bool {
+        matches!(self, Self::Invoke | Self::Route | Self::Reply)
+    }
+}
+
 /// A message that came.
 #[derive(Debug)]
 pub struct Inbound {

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
 use async_nats::{Client, Event, ReconnectToServer, ServerAddr, StatusCode, Subscriber};
@@ -17,17 +17,21 @@ use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt};
 
 mod connect;
+mod denied;
 mod leave;
 mod message;
 mod settings;
 
 pub use async_nats::Subject;
 pub use connect::{TransportError, client};
+pub use denied::{Denials, Denied};
 pub use message::{Channel, Headers, Inbound, Outbound};
 pub use settings::NatsSettings;
 
 /// Most messages that wait for room in the client's queue.
 const MAX_WAITING: usize = 65_536;
+/// What the server has said is known after this time.
+const EVENTS: Duration = Duration::from_millis(10);
 /// Where nobody ever listens: the library is sent there instead of mending a connection.
 const NOWHERE: &str = "nats://127.0.0.1:0";
 
@@ -35,6 +39,7 @@ const NOWHERE: &str = "nats://127.0.0.1:0";
 struct Seen {
     slow: AtomicU64,
     lame_duck: AtomicBool,
+    denials: Denials,
 }
 
 /// A subscription to make.
@@ -59,6 +64,7 @@ pub struct Known {
 
 struct Subscription {
     channel: Channel,
+    subject: String,
     subscriber: Subscriber,
     /// How many messages have come.
     taken: u64,
@@ -79,6 +85,7 @@ pub struct Transport {
     /// When the next step of leaving is due; 0 before the first.
     leave_us: u64,
     told: Vec<String>,
+    since: Instant,
 }
 
 impl Transport {
@@ -123,7 +130,7 @@ impl Transport {
                 .map_err(|e| TransportError::Connect(text.to_owned(), format!("this is no address: {e}")))
         };
         let (there, nowhere) = (address(server)?, address(NOWHERE)?);
-        let seen = Arc::new(Seen::default());
+        let (seen, since) = (Arc::new(Seen::default()), Instant::now());
         let noted = Arc::clone(&seen);
         let servers = [there.clone(), nowhere.clone()];
         let options = connect::options(settings)
@@ -147,7 +154,7 @@ impl Transport {
                         noted.lame_duck.store(true, Ordering::Relaxed);
                         tracing::warn!("NATS server is about to stop (lame duck mode)");
                     }
-                    Event::ServerError(error) => tracing::warn!(%error, "NATS"),
+                    Event::ServerError(error) => noted.denials.note(&error),
                     // Of its futile attempts to reconnect.
                     other => tracing::debug!(event = %other, "NATS"),
                 }
@@ -168,6 +175,7 @@ impl Transport {
             first: 0,
             backlog: false,
             leave_us: 0,
+            since,
         })
     }
 
@@ -194,6 +202,7 @@ impl Transport {
         };
         self.subscriptions.push(Subscription {
             channel,
+            subject,
             subscriber,
             taken: 0,
             ended: false,
@@ -218,6 +227,24 @@ impl Transport {
         // Who may publish answers only does not get its own message.
         let written = tokio::time::timeout(Duration::from_secs(5), self.client.flush());
         matches!(written.await, Ok(Ok(())))
+    }
+
+    /// Whether the server has said that what this connection cannot do without is denied; to be asked after a flush.
+    pub async fn denied(&self) -> Option<TransportError> {
+        // The library hands on what the server says by a task of its own, which may be behind.
+        tokio::time::sleep(EVENTS).await;
+        let needed = |subject: &str| {
+            let of = |one: &&Subscription| one.subject == subject;
+            self.subscriptions
+                .iter()
+                .find(of)
+                .is_some_and(|one| one.channel.is_needed())
+        };
+        let denied = self.seen.denials.since(
+            self.since,
+            |denied| matches!(denied, Denied::Subscribe(subject) if needed(subject)),
+        )?;
+        Some(TransportError::Denied(denied))
     }
 
     /// Takes messages that have come, at most `most`, fairly between subscriptions. Ready when there was one.

@@ -23,11 +23,22 @@ pub struct NatsSettings {
     pub tls_cert: Option<PathBuf>,
     /// Its key.
     pub tls_key: Option<PathBuf>,
+    /// TLS begins before the server has said anything.
+    pub tls_first: bool,
+    /// First part of the subjects that replies come by.
+    pub inbox_prefix: String,
+    /// What the files held that are named here, as a hash: a new certificate may have the old name.
+    pub files: u64,
 }
 
 impl NatsSettings {
     /// The addresses, for people.
     pub fn shown(&self) -> String {
         self.servers.join(",")
+    }
+
+    /// Whether every connection is by TLS, whatever the addresses say.
+    pub fn by_tls(&self) -> bool {
+        self.tls_first || self.tls_ca.is_some() || self.tls_cert.is_some()
     }
 }

@@ -93,7 +93,11 @@ pub(super) async fn subscribe(
     for one in wanted {
         transport.subscribe(one).await?;
     }
-    Ok(transport.flush().await)
+    let known = transport.flush().await;
+    match transport.denied().await {
+        Some(denied) => Err(denied),
+        None => Ok(known),
+    }
 }
 
 async fn open(

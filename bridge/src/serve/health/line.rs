@@ -3,6 +3,7 @@
 //! Promise: [`Line::held`] is true only when the connection stood from the beginning of a round to its end, no reconnection
 //! in between or shortly before, and when a message made its way to a service and back at the end.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use async_nats::connection::State;
 use tokio::time::Instant;
 
 use crate::serve::micro;
-use crate::transport::{self, NatsSettings, TransportError};
+use crate::transport::{self, Denials, Denied, NatsSettings, TransportError};
 
 /// How long the message at the end may take.
 const THERE_AND_BACK: Duration = Duration::from_secs(2);
@@ -22,6 +23,7 @@ const GRACE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs
 pub struct Line {
     /// The connection.
     pub client: Client,
+    denials: Arc<Denials>,
     connects: u64,
     since: Instant,
     bad: bool,
@@ -31,13 +33,16 @@ pub struct Line {
 pub struct Watch {
     connects: u64,
     stood: bool,
+    begin: std::time::Instant,
 }
 
 impl Line {
     /// Connects.
     pub async fn open(settings: &NatsSettings) -> Result<Self, TransportError> {
+        let (client, denials) = transport::client(settings).await?;
         Ok(Self {
-            client: transport::client(settings).await?,
+            client,
+            denials,
             connects: 0,
             since: Instant::now(),
             bad: false,
@@ -63,12 +68,23 @@ impl Line {
         Watch {
             connects,
             stood: self.stands() && self.since.elapsed() >= grace,
+            begin: std::time::Instant::now(),
         }
+    }
+
+    /// Whether NATS has refused a message to this subject since then.
+    pub fn is_denied(&self, subject: &str, since: std::time::Instant) -> bool {
+        let of = |denied: &Denied| matches!(denied, Denied::Publish(other) if other == subject);
+        self.denials.since(since, of).is_some()
     }
 
     /// Whether the line was good all the time. Bridges are services themselves, so somebody answers: at least this one.
     pub async fn held(&mut self, watch: &Watch) -> bool {
         if !watch.stood || !self.stands() {
+            return false;
+        }
+        // Who may not ask gets no answers.
+        if self.is_denied("$SRV.INFO", watch.begin) {
             return false;
         }
         let ping = format!("$SRV.PING.{}", micro::NAME);

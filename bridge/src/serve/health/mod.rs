@@ -217,7 +217,7 @@ async fn round(
             RollCall::default()
         }
     };
-    let (roll_call, answers) = join(roll_call, probe::ask(&line.client, &instances, window)).await;
+    let (roll_call, answers) = join(roll_call, probe::ask(line, &instances, window)).await;
     let held = line.held(&watch).await && !roll_call.cut_short;
 
     if let Some(prober) = prober {

@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, RequestErrorKind};
+use async_nats::RequestErrorKind;
 use ext_registry_core::ident::check_subject;
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -23,6 +23,7 @@ use serde_json::Value as Json;
 use tokio_postgres::types::ToSql;
 
 use super::HealthError;
+use super::line::Line;
 use super::roll_call::RollCall;
 use crate::metrics::Metrics;
 use crate::pg::{Direct, RawJsonb};
@@ -123,7 +124,7 @@ pub enum Answer {
 }
 
 /// Asks the subjects that instances name, each once.
-pub async fn ask(client: &Client, instances: &[Instance], patience: Duration) -> HashMap<String, Answer> {
+pub async fn ask(line: &Line, instances: &[Instance], patience: Duration) -> HashMap<String, Answer> {
     let subjects: HashSet<String> = instances
         .iter()
         .filter_map(|instance| match &instance.way {
@@ -131,11 +132,13 @@ pub async fn ask(client: &Client, instances: &[Instance], patience: Duration) ->
             _ => None,
         })
         .collect();
+    let begin = std::time::Instant::now();
     let questions = subjects.into_iter().map(|subject| async move {
         let request = async_nats::Request::new().payload("{}".into()).timeout(Some(patience));
-        let answer = match client.send_request(subject.clone(), request).await {
+        let answer = match line.client.send_request(subject.clone(), request).await {
             Ok(message) => meaning(message.headers.as_ref(), &message.payload),
             Err(error) => match error.kind() {
+                RequestErrorKind::TimedOut if line.is_denied(&subject, begin) => Answer::NotAsked,
                 RequestErrorKind::TimedOut | RequestErrorKind::NoResponders => Answer::Bad,
                 _ => Answer::NotAsked,
             },
