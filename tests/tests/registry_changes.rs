@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use ext_registry_tests::process::Directory;
-use ext_registry_tests::{Bridge, Caller, Nats, Postgres, Services, eventually, places, registry};
+use ext_registry_tests::{Bridge, Caller, Nats, Postgres, Services, Session, eventually, places, registry};
 use serde_json::{Value, json};
+use tokio_postgres::error::SqlState;
 
 const SOON: Duration = Duration::from_secs(30);
 const SYNCS: &str = "router_extension_registry_sync_total{status=\"success\"}";
@@ -22,6 +23,30 @@ async fn reload(caller: &Caller) -> Value {
 
 fn syncs(bridge: &Bridge) -> f64 {
     bridge.metric(SYNCS).unwrap_or_default()
+}
+
+/// Begins a transaction in which the extension is another one.
+async fn renew(session: &Session) {
+    let renew = "do $$
+         declare
+             schema name := (select extnamespace::regnamespace from pg_extension where extname = 'ext_registry');
+         begin
+             drop extension ext_registry cascade;
+             execute format('create extension ext_registry schema %I', schema);
+             perform ext_grant('bridge', 'bridge');
+         end $$";
+    // Somebody who reads several tables may hold one that the DROP waits for and wait for one that it has: then Postgres ends
+    // one of the two, and a person tries again.
+    eventually(SOON, async || {
+        session.run("begin").await;
+        let Err(error) = session.batch_execute(renew).await else {
+            return Ok(());
+        };
+        session.run("rollback").await;
+        assert_eq!(error.code(), Some(&SqlState::T_R_DEADLOCK_DETECTED), "{error}");
+        Err(error.to_string())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -43,19 +68,7 @@ async fn statements_are_prepared_anew_when_the_extension_is_another() {
     let fixtures = registry::fixtures();
     for _ in 0..2 {
         // As an update does that replaces functions: what was prepared points to what is gone.
-        session.run("begin").await;
-        session
-            .run(
-                "do $$
-                 declare
-                     schema name := (select extnamespace::regnamespace from pg_extension where extname = 'ext_registry');
-                 begin
-                     drop extension ext_registry cascade;
-                     execute format('create extension ext_registry schema %I', schema);
-                     perform ext_grant('bridge', 'bridge');
-                 end $$",
-            )
-            .await;
+        renew(&session).await;
         session
             .execute("select ext_import($1)", &[&fixtures])
             .await
