@@ -43,10 +43,11 @@ extension_sql_file!(
     name = "53_history",
     requires = ["52_lookup"]
 );
+extension_sql_file!("../../sql/54_top.sql", name = "54_top", requires = ["53_history"]);
 extension_sql_file!(
     "../../sql/60_documents.sql",
     name = "60_documents",
-    requires = ["53_history"]
+    requires = ["54_top"]
 );
 extension_sql_file!(
     "../../sql/61_review.sql",
@@ -58,13 +59,12 @@ extension_sql_file!(
     name = "62_validate",
     requires = ["61_review"]
 );
-extension_sql_file!(
-    "../../sql/70_status.sql",
-    name = "70_status",
-    requires = ["62_validate"]
-);
+extension_sql_file!("../../sql/63_uses.sql", name = "63_uses", requires = ["62_validate"]);
+extension_sql_file!("../../sql/64_restore.sql", name = "64_restore", requires = ["63_uses"]);
+extension_sql_file!("../../sql/70_status.sql", name = "70_status", requires = ["64_restore"]);
 extension_sql_file!("../../sql/71_repair.sql", name = "71_repair", requires = ["70_status"]);
-extension_sql_file!("../../sql/80_invoke.sql", name = "80_invoke", requires = ["71_repair"]);
+extension_sql_file!("../../sql/72_advice.sql", name = "72_advice", requires = ["71_repair"]);
+extension_sql_file!("../../sql/80_invoke.sql", name = "80_invoke", requires = ["72_advice"]);
 extension_sql_file!(
     "../../sql/81_publish.sql",
     name = "81_publish",

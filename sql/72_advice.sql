@@ -1,0 +1,129 @@
+-- What an experienced operator would object to in the present configuration, given the traffic of the last minutes.
+
+create function @extschema@.ext_advice()
+returns table (
+    severity     text,
+    extension_id varchar(255),
+    what         text,
+    finding      text,
+    remedy       text
+)
+language sql volatile parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    with versions as (
+        select e.id, e.version as own, v.version, v.timeout_ms, v.routing_rules, v.rollout_percent, v.enabled,
+            l.success_count + l.failure_count as outcomes, l.p99_latency_ms, l.latency_samples
+        from @extschema@.extensions e
+        join @extschema@.extension_versions v on v.id = e.id
+        left join @extschema@._ext_live_versions(e.id) l on l.version = v.version
+        where e.enabled
+    ),
+    health as (
+        select h.*, e.timeout_ms, e.version as own,
+            h.latency_samples
+                / greatest(1, extract(epoch from clock_timestamp() - h.latency_samples_window_start)) as per_second
+        from @extschema@.extension_health h
+        join @extschema@.extensions e on e.id = h.extension_id
+        where e.enabled
+    ),
+    instances as (
+        select e.id, e.version as own, i.instance_id, i.enabled, i.draining, i.weight, i.version, l.eligible, l.versions,
+            l.success_count + l.failure_count as outcomes
+        from @extschema@.extensions e
+        join @extschema@.extension_instances i on i.extension_id = e.id
+        cross join lateral @extschema@._ext_live_instance(e.id, i.instance_id) l
+        where e.enabled
+    ),
+    advice(rank, severity, extension_id, what, finding, remedy) as (
+        select 1, 'critical', i.id, 'instances',
+            format('none of its %s instances may be chosen', count(*)),
+            format('update extension_instances set enabled = true, draining = false, health_status = ''unknown'' where extension_id = %L;', i.id)
+        from instances i
+        group by i.id
+        having not bool_or(coalesce(i.eligible, false))
+        union all
+        select 2, 'warning', h.extension_id, 'circuit_breaker_failure_threshold',
+            format('%s failures open the breaker whatever their share, at %s calls in its window',
+                h.circuit_breaker_failure_threshold, round((h.per_second * h.circuit_breaker_window_seconds)::numeric)),
+            format('update extension_health set circuit_breaker_failure_min_rate = 0.01 where extension_id = %L;', h.extension_id)
+        from health h
+        where h.breaker_mode = 'auto'
+            and h.circuit_breaker_failure_threshold < 0.01 * h.per_second * h.circuit_breaker_window_seconds
+            and coalesce(h.circuit_breaker_failure_min_rate, 0)
+                * h.per_second * h.circuit_breaker_window_seconds < h.circuit_breaker_failure_threshold
+        union all
+        select 3, 'warning', v.id, 'version ' || v.version,
+            format('no call has reached it, while the extension had %s', h.success_count + h.failure_count),
+            format('select * from ext_explain(%L, ''{}'');', v.id)
+        from versions v
+        join health h on h.extension_id = v.id
+        where v.enabled and v.rollout_percent > 0 and coalesce(v.outcomes, 0) = 0
+            and not jsonb_path_exists(v.routing_rules, '$.* ? (@.type() == "array" && @.size() == 0)')
+            and v.version <> v.own
+            and h.success_count + h.failure_count >= 100
+        union all
+        select 4, 'warning', i.id, 'instance ' || i.instance_id,
+            format('never chosen, while the others had %s calls', sum(i.outcomes) over (partition by i.id)),
+            case
+                when i.weight = 0 then
+                    format('update extension_instances set weight = 100 where extension_id = %L and instance_id = %L;', i.id, i.instance_id)
+                else format('select * from ext_instances(%L) where instance_id = %L;', i.id, i.instance_id)
+            end
+        from instances i
+        where i.enabled and not i.draining
+        union all
+        select 5, 'warning', v.id, 'version ' || v.version,
+            format('its rule for %s lists no value: no request can reach it', to_json(left(r.key, 100))),
+            format('update extension_versions set enabled = false where id = %L and version = %L;', v.id, v.version)
+        from versions v
+        cross join lateral jsonb_each(v.routing_rules) r
+        where v.enabled and v.version <> v.own and r.value = '[]'
+        union all
+        select 6, 'warning', h.extension_id, 'timeout_ms',
+            format('the 99th percentile is %s ms, a call may take %s: the slowest are cut off',
+                round(h.p99_latency_ms::numeric, 1), h.timeout_ms),
+            format('update extensions set timeout_ms = %s where id = %L;',
+                least(300000, ceil(2 * h.p99_latency_ms)::integer), h.extension_id)
+        from health h
+        where h.latency_samples >= 100 and h.p99_latency_ms >= 0.95 * h.timeout_ms
+            and not exists (select from versions v where v.id = h.extension_id)
+        union all
+        select 6, 'warning', v.id, 'version ' || v.version,
+            format('the 99th percentile is %s ms, a call may take %s: the slowest are cut off',
+                round(v.p99_latency_ms::numeric, 1), v.timeout_ms),
+            format('update extension_versions set timeout_ms = %s where id = %L and version = %L;',
+                least(300000, ceil(2 * v.p99_latency_ms)::integer), v.id, v.version)
+        from versions v
+        where v.enabled and v.latency_samples >= 100 and v.p99_latency_ms >= 0.95 * v.timeout_ms
+        union all
+        select 7, 'info', h.extension_id, 'breaker_mode',
+            format('the breaker is %s: it does not follow what calls come to', h.breaker_mode),
+            format('update extension_health set breaker_mode = ''auto'' where extension_id = %L;', h.extension_id)
+        from health h
+        where h.breaker_mode <> 'auto'
+        union all
+        select 8, 'info', h.extension_id, 'circuit_breaker',
+            'neither a count nor a rate of failures opens the breaker',
+            format('update extension_health set circuit_breaker_failure_threshold = 5, circuit_breaker_error_rate_threshold = 0.5 where extension_id = %L;',
+                h.extension_id)
+        from health h
+        where h.breaker_mode = 'auto'
+            and h.circuit_breaker_failure_threshold is null
+            and h.circuit_breaker_error_rate_threshold is null
+            and h.slow_call_rate_threshold is null
+    ),
+    -- "Never chosen" needs the sum over all instances before the idle ones are picked.
+    idle as (
+        select i.id, 'instance ' || i.instance_id as what
+        from instances i
+        where i.outcomes = 0 and (select sum(o.outcomes) from instances o where o.id = i.id) >= 100
+    )
+    select a.severity, a.extension_id::varchar(255), a.what, a.finding, a.remedy
+    from advice a
+    where a.rank <> 4 or exists (select from idle where idle.id = a.extension_id and idle.what = a.what)
+    order by a.rank, a.extension_id, a.what
+$$;
+
+comment on function @extschema@.ext_advice() is
+    'What an experienced operator would object to now: severity (critical, warning, info), extension, what it is about, the finding, and the statement that mends it or shows why. No row: nothing to object to.';
