@@ -29,7 +29,7 @@ BENCH_CRATES = bench/instructions bench/peers
 # goes to it from the other.
 MAJORS = 16 18
 NEWEST = 18
-NEWEST_TESTS = regress transactions transactions_live_state hostile_functions restart standby promotion worker dump adopt
+NEWEST_TESTS = regress update transactions transactions_live_state hostile_functions restart standby promotion worker dump adopt
 # Arguments of the benchmark, such as BENCH="--figures 1,3 --rounds 3".
 BENCH ?=
 
@@ -44,6 +44,7 @@ setup: ## install what is missing (Postgres 15 with headers, libclang, nats-serv
 
 install: setup ## build the extension and install it into the Postgres of PG_CONFIG
 	$(CARGO) pgrx install --release --package ext_registry --pg-config $(PG_CONFIG_PATH) $(PG_FEATURE) $(INSTALL_SUDO)
+	$(patsubst --%,%,$(INSTALL_SUDO)) install -m 644 sql/upgrade/*.sql "$$($(PG_CONFIG_PATH) --sharedir)/extension/"
 
 bridge: ## build target/release/ext-bridge
 	$(CARGO) build --release -p ext-bridge --bin ext-bridge

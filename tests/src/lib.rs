@@ -26,6 +26,7 @@ pub mod proxy;
 pub mod python;
 pub mod reaper;
 pub mod registry;
+pub mod regress;
 pub mod scrape;
 pub mod services;
 pub mod upgrade;

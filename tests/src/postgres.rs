@@ -195,6 +195,15 @@ impl Postgres {
         database
     }
 
+    /// A new database with the extension as a former release had it. Dropped with the value.
+    pub fn database_of_release(&self, version: &str) -> Database<'_> {
+        let database = self.database_without_extension();
+        database.run(&format!(
+            "create extension ext_registry version '{version}'; select ext_grant('{BRIDGE_ROLE}', 'bridge')"
+        ));
+        database
+    }
+
     /// A new database. Dropped with the value.
     pub fn database_without_extension(&self) -> Database<'_> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
