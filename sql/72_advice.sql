@@ -11,18 +11,18 @@ returns table (
 language sql volatile parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-    with versions as (
-        select e.id, e.version as own, v.version, v.timeout_ms, v.routing_rules, v.rollout_percent, v.enabled,
-            l.success_count + l.failure_count as outcomes, l.p99_latency_ms, l.latency_samples
+    -- Every version that may serve, the one that the row of extensions is included (its row is null then).
+    with served as (
+        select e.id, e.version as own, l.version, v.version is not null as has_row, coalesce(v.timeout_ms, e.timeout_ms) as timeout_ms,
+            v.routing_rules, v.rollout_percent, l.success_count + l.failure_count as outcomes, l.p99_latency_ms,
+            l.latency_samples, l.window_requests
         from @extschema@.extensions e
-        join @extschema@.extension_versions v on v.id = e.id
-        left join @extschema@._ext_live_versions(e.id) l on l.version = v.version
-        where e.enabled
+        cross join lateral @extschema@._ext_live_versions(e.id) l
+        left join @extschema@.extension_versions v on v.id = e.id and v.version = l.version
+        where e.enabled and coalesce(v.enabled, true)
     ),
     health as (
-        select h.*, e.timeout_ms, e.version as own,
-            h.latency_samples
-                / greatest(1, extract(epoch from clock_timestamp() - h.latency_samples_window_start)) as per_second
+        select h.*, (select max(s.window_requests) from served s where s.id = h.extension_id) as window_requests
         from @extschema@.extension_health h
         join @extschema@.extensions e on e.id = h.extension_id
         where e.enabled
@@ -44,23 +44,21 @@ as $$
         having not bool_or(coalesce(i.eligible, false))
         union all
         select 2, 'warning', h.extension_id, 'circuit_breaker_failure_threshold',
-            format('%s failures open the breaker whatever their share, at %s calls in its window',
-                h.circuit_breaker_failure_threshold, round((h.per_second * h.circuit_breaker_window_seconds)::numeric)),
+            format('%s failures open the breaker, be they the only ones of %s calls in its window',
+                h.circuit_breaker_failure_threshold, h.window_requests),
             format('update extension_health set circuit_breaker_failure_min_rate = 0.01 where extension_id = %L;', h.extension_id)
         from health h
         where h.breaker_mode = 'auto'
-            and h.circuit_breaker_failure_threshold < 0.01 * h.per_second * h.circuit_breaker_window_seconds
-            and coalesce(h.circuit_breaker_failure_min_rate, 0)
-                * h.per_second * h.circuit_breaker_window_seconds < h.circuit_breaker_failure_threshold
+            and h.circuit_breaker_failure_threshold < 0.01 * h.window_requests
+            and coalesce(h.circuit_breaker_failure_min_rate, 0) < 0.01
         union all
-        select 3, 'warning', v.id, 'version ' || v.version,
+        select 3, 'warning', s.id, 'version ' || s.version,
             format('no call has reached it, while the extension had %s', h.success_count + h.failure_count),
-            format('select * from ext_explain(%L, ''{}'');', v.id)
-        from versions v
-        join health h on h.extension_id = v.id
-        where v.enabled and v.rollout_percent > 0 and coalesce(v.outcomes, 0) = 0
-            and not jsonb_path_exists(v.routing_rules, '$.* ? (@.type() == "array" && @.size() == 0)')
-            and v.version <> v.own
+            format('select * from ext_explain(%L, ''{}'');', s.id)
+        from served s
+        join health h on h.extension_id = s.id
+        where s.has_row and s.version <> s.own and s.rollout_percent > 0 and s.outcomes = 0
+            and not jsonb_path_exists(s.routing_rules, '$.* ? (@.type() == "array" && @.size() == 0)')
             and h.success_count + h.failure_count >= 100
         union all
         select 4, 'warning', i.id, 'instance ' || i.instance_id,
@@ -73,29 +71,25 @@ as $$
         from instances i
         where i.enabled and not i.draining
         union all
-        select 5, 'warning', v.id, 'version ' || v.version,
+        select 5, 'warning', s.id, 'version ' || s.version,
             format('its rule for %s lists no value: no request can reach it', to_json(left(r.key, 100))),
-            format('update extension_versions set enabled = false where id = %L and version = %L;', v.id, v.version)
-        from versions v
-        cross join lateral jsonb_each(v.routing_rules) r
-        where v.enabled and v.version <> v.own and r.value = '[]'
+            format('update extension_versions set enabled = false where id = %L and version = %L;', s.id, s.version)
+        from served s
+        cross join lateral jsonb_each(s.routing_rules) r
+        where s.has_row and s.version <> s.own and r.value = '[]'
         union all
-        select 6, 'warning', h.extension_id, 'timeout_ms',
+        select 6, 'warning', s.id, 'version ' || s.version,
             format('the 99th percentile is %s ms, a call may take %s: the slowest are cut off',
-                round(h.p99_latency_ms::numeric, 1), h.timeout_ms),
-            format('update extensions set timeout_ms = %s where id = %L;',
-                least(300000, ceil(2 * h.p99_latency_ms)::integer), h.extension_id)
-        from health h
-        where h.latency_samples >= 100 and h.p99_latency_ms >= 0.95 * h.timeout_ms
-            and not exists (select from versions v where v.id = h.extension_id)
-        union all
-        select 6, 'warning', v.id, 'version ' || v.version,
-            format('the 99th percentile is %s ms, a call may take %s: the slowest are cut off',
-                round(v.p99_latency_ms::numeric, 1), v.timeout_ms),
-            format('update extension_versions set timeout_ms = %s where id = %L and version = %L;',
-                least(300000, ceil(2 * v.p99_latency_ms)::integer), v.id, v.version)
-        from versions v
-        where v.enabled and v.latency_samples >= 100 and v.p99_latency_ms >= 0.95 * v.timeout_ms
+                round(s.p99_latency_ms::numeric, 1), s.timeout_ms),
+            case
+                when s.has_row then
+                    format('update extension_versions set timeout_ms = %s where id = %L and version = %L;',
+                        least(300000, ceil(2 * s.p99_latency_ms)::integer), s.id, s.version)
+                else format('update extensions set timeout_ms = %s where id = %L;',
+                    least(300000, ceil(2 * s.p99_latency_ms)::integer), s.id)
+            end
+        from served s
+        where s.latency_samples >= 100 and s.p99_latency_ms >= 0.95 * s.timeout_ms and s.timeout_ms < 300000
         union all
         select 7, 'info', h.extension_id, 'breaker_mode',
             format('the breaker is %s: it does not follow what calls come to', h.breaker_mode),

@@ -71,3 +71,23 @@ select * from ext_advice();
 
 select extension, state, calls_5m, per_s, in_flight from ext_top;
 rollback;
+
+-- Advice that needs traffic: outcomes are not transactional, but their settings are those that are committed.
+insert into extensions (id, type, subject, timeout_ms, retry) values ('busy', 'pre', 's.b', 100, 0);
+insert into extension_versions (id, version, subject, timeout_ms, retry, routing_rules)
+values ('busy', 'v2', 's.b2', 100, 0, '{"tenant_id": "nobody"}');
+insert into extension_instances (extension_id, instance_id, subject, version, weight) values
+    ('busy', 'works', 's.b', 'v1', 100), ('busy', 'idle', 's.b', 'v1', 0);
+update extension_health
+set circuit_breaker_failure_min_rate = null, circuit_breaker_error_rate_threshold = null where extension_id = 'busy';
+do $$
+begin
+    for n in 1 .. 600 loop
+        perform ext_report('busy', 'success', 98, 'v1', 'works');
+    end loop;
+end;
+$$;
+select severity, what, finding, remedy from ext_advice() where extension_id = 'busy';
+update extension_health set circuit_breaker_failure_min_rate = 0.01 where extension_id = 'busy';
+update extensions set timeout_ms = 200 where id = 'busy';
+select severity, what from ext_advice() where extension_id = 'busy' and what not like 'instance %';
