@@ -34,7 +34,7 @@ NEWEST_TESTS = regress update transactions transactions_live_state hostile_funct
 BENCH ?=
 
 
-.PHONY: help setup install bridge services run demo test majors fuzz bench lint fmt clean
+.PHONY: help setup install bridge services run demo test majors fuzz bench deb lint fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,9 @@ fuzz: ## random input for core and bridge, FUZZ_SECONDS (60) for each target; in
 
 bench: install bridge ## the figures of speed, side by side with what they are compared to
 	@bench/run $(BENCH)
+
+deb: install bridge ## Debian packages of the extension (for the Postgres of PG_CONFIG) and the bridge, into target/deb
+	@scripts/deb.sh
 
 lint: install ## formatting, clippy with warnings as errors, shell, licences of dependencies, safety of the SQL
 	$(CARGO) fmt --all --check
