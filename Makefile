@@ -39,7 +39,7 @@ BENCH ?=
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: ## install what is missing (Postgres 15 with headers, libclang, nats-server, cargo-pgrx, promtool); silent when all is there
+setup: ## install what is missing (Postgres 15 with headers, libclang, nats-server, cargo-pgrx, Prometheus); silent when all is there
 	@scripts/setup.sh
 
 install: setup ## build the extension and install it into the Postgres of PG_CONFIG

