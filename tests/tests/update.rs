@@ -67,7 +67,7 @@ fn catalogue(database: &Database<'_>) -> BTreeSet<String> {
             where e.extname = 'ext_registry'
         ) l",
     );
-    lines.lines().map(ToOwned::to_owned).collect()
+    lines.lines().map(|line| line.trim_end().to_owned()).collect()
 }
 
 #[tokio::test]
