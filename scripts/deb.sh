@@ -56,7 +56,7 @@ package_extension() {
 	install -m 644 "$share/ext_registry.control" "$share/ext_registry--$version.sql" "$root"/sql/upgrade/*.sql "$stage$share/"
 	documents "$stage" "$package"
 	install -m 644 "$root/sql/adopt_beamline.sql" "$root/sql/psqlrc" "$stage/usr/share/doc/$package/"
-	control "$stage" "$package" "postgresql-$major, libc6 (>= $libc)" <"$root/deploy/deb/extension.description"
+	control "$stage" "$package" "postgresql-$major, libc6 (>= $libc), libgcc-s1" <"$root/deploy/deb/extension.description"
 	build "$stage" "$package"
 }
 

@@ -27,6 +27,7 @@ chroot "$clean" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root bin="$bin" 
 cd /tmp
 dpkg -i packages/*.deb
 getent passwd ext-bridge
+[[ $(stat -c '%a %U %G' /etc/ext-bridge/ext-bridge.toml) == '640 root ext-bridge' ]]
 ext-bridge --version
 zcat /usr/share/man/man1/ext-bridge.1.gz | grep -q 'ext-bridge'
 bash -n /usr/share/bash-completion/completions/ext-bridge
@@ -52,6 +53,7 @@ postgres "$bin/pg_ctl" -D /tmp/pg/data -m fast -w stop >/dev/null
 echo '# mine' >>/etc/ext-bridge/ext-bridge.toml
 dpkg -i packages/*.deb
 grep -q '# mine' /etc/ext-bridge/ext-bridge.toml
+[[ $(stat -c '%a %U %G' /etc/ext-bridge/ext-bridge.toml) == '640 root ext-bridge' ]]
 
 for package in packages/*.deb; do
 	dpkg-deb --contents "$package" | awk '$1 ~ /^-/ { print substr($6, 2) }'
