@@ -135,6 +135,14 @@ async fn every_query_of_the_dashboard_returns_data() {
     })
     .await;
 
+    // Whatever a panel falls back to where nothing is amiss: the breaker that has opened is seen.
+    let open = queries
+        .iter()
+        .find(|(title, _)| title == "Open breakers")
+        .expect("that panel");
+    let data = ask(address, &format!("/api/v1/query?query={}", encoded(&open.1)));
+    assert_eq!(data["result"][0]["value"][1], "1", "{data}");
+
     for variable in dashboard["templating"]["list"].as_array().expect("variables") {
         let Some(query) = variable["definition"].as_str() else {
             assert_eq!(variable["type"], "datasource", "{variable}");
