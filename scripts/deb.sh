@@ -49,6 +49,7 @@ package_extension() {
 	local stage=$out/stage-extension package=postgresql-$major-ext-registry lib share
 	lib=$("$pg_config" --pkglibdir)
 	share=$("$pg_config" --sharedir)/extension
+	[[ $lib == /usr/* ]] || die "$pg_config is not of a Debian package: its extensions lie in $lib"
 	[[ -f $lib/ext_registry.so && -f $share/ext_registry--$version.sql ]] || die "ext_registry $version is not installed; run 'make install' first"
 	install -D -m 644 "$lib/ext_registry.so" "$stage$lib/ext_registry.so"
 	if command -v strip >/dev/null; then strip --strip-debug "$stage$lib/ext_registry.so"; fi

@@ -121,7 +121,7 @@ setup_nats() {
 
 # Leaves promtool, which judges what /metrics shows, and prometheus, which dashboards are tried with, in target/tools/bin. The
 # package itself would start a server. Only tests need them: without them the rest works.
-setup_promtool() {
+setup_prometheus() {
 	local link=$tools/bin/promtool folder=$tools/prometheus log=$tools/apt.log
 	[[ -x $link && -x $tools/bin/prometheus ]] && return
 	say "promtool, prometheus:"
@@ -132,7 +132,7 @@ setup_promtool() {
 	elif ! command -v apt-get >/dev/null; then
 		say "  missing; please install Prometheus, the tests of /metrics and of the dashboard need it"
 		return
-	elif (cd "$folder" && fetch_promtool) >"$log" 2>&1; then
+	elif (cd "$folder" && fetch_prometheus) >"$log" 2>&1; then
 		say "  out of Debian's package prometheus, into ${folder#"$root"/}"
 		ln -sf "$folder/promtool" "$link"
 		ln -sf "$folder/prometheus" "$tools/bin/prometheus"
@@ -144,7 +144,7 @@ setup_promtool() {
 }
 
 # Into the current folder.
-fetch_promtool() {
+fetch_prometheus() {
 	apt-get download prometheus || { as_root apt-get update && apt-get download prometheus; } || return
 	dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool ./usr/bin/prometheus || return
 	rm prometheus_*.deb
@@ -155,4 +155,4 @@ setup_build_tools
 setup_postgres
 setup_pgrx
 setup_nats
-setup_promtool
+setup_prometheus

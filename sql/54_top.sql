@@ -1,4 +1,5 @@
--- What an operator keeps on the screen: one line per extension, narrow enough for 100 columns and for \watch.
+-- What an operator keeps on the screen: one line per extension, for \watch; with ids of up to some
+-- 20 characters it fits into 100 columns.
 
 create view @extschema@.ext_top as
 select

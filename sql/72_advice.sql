@@ -28,8 +28,9 @@ as $$
         where e.enabled
     ),
     instances as (
-        select e.id, e.version as own, i.instance_id, i.enabled, i.draining, i.weight, i.version, l.eligible, l.versions,
-            l.success_count + l.failure_count as outcomes
+        select e.id, i.instance_id, i.enabled, i.draining, i.weight, l.eligible,
+            l.success_count + l.failure_count as outcomes,
+            sum(l.success_count + l.failure_count) over (partition by e.id) as all_outcomes
         from @extschema@.extensions e
         join @extschema@.extension_instances i on i.extension_id = e.id
         cross join lateral @extschema@._ext_live_instance(e.id, i.instance_id) l
@@ -62,14 +63,14 @@ as $$
             and h.success_count + h.failure_count >= 100
         union all
         select 4, 'warning', i.id, 'instance ' || i.instance_id,
-            format('never chosen, while the others had %s calls', sum(i.outcomes) over (partition by i.id)),
+            format('never chosen, while the others had %s calls', i.all_outcomes),
             case
                 when i.weight = 0 then
                     format('update extension_instances set weight = 100 where extension_id = %L and instance_id = %L;', i.id, i.instance_id)
                 else format('select * from ext_instances(%L) where instance_id = %L;', i.id, i.instance_id)
             end
         from instances i
-        where i.enabled and not i.draining
+        where i.enabled and not i.draining and i.outcomes = 0 and i.all_outcomes >= 100
         union all
         select 5, 'warning', s.id, 'version ' || s.version,
             format('its rule for %s lists no value: no request can reach it', to_json(left(r.key, 100))),
@@ -106,16 +107,9 @@ as $$
             and h.circuit_breaker_failure_threshold is null
             and h.circuit_breaker_error_rate_threshold is null
             and h.slow_call_rate_threshold is null
-    ),
-    -- "Never chosen" needs the sum over all instances before the idle ones are picked.
-    idle as (
-        select i.id, 'instance ' || i.instance_id as what
-        from instances i
-        where i.outcomes = 0 and (select sum(o.outcomes) from instances o where o.id = i.id) >= 100
     )
     select a.severity, a.extension_id::varchar(255), a.what, a.finding, a.remedy
     from advice a
-    where a.rank <> 4 or exists (select from idle where idle.id = a.extension_id and idle.what = a.what)
     order by a.rank, a.extension_id, a.what
 $$;
 

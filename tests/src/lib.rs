@@ -18,6 +18,7 @@ pub mod certificates;
 pub mod http;
 pub mod micro;
 pub mod nats;
+pub mod pages;
 pub mod places;
 pub mod ports;
 pub mod postgres;

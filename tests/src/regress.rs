@@ -4,10 +4,8 @@ use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
-use similar::TextDiff;
-
-use crate::places;
 use crate::postgres::Database;
+use crate::{pages, places};
 
 /// The files to run, by name.
 ///
@@ -36,13 +34,9 @@ pub fn expected(file: &Path) -> PathBuf {
 
 /// How what is printed differs from what is expected, as a unified diff; None if it does not.
 pub fn difference(file: &Path, printed: &str) -> Option<String> {
-    let expected = fs::read_to_string(expected(file)).unwrap_or_default();
-    let diff = TextDiff::from_lines(expected.as_str(), printed);
-    (expected != printed).then(|| {
-        diff.unified_diff()
-            .header(&format!("expected for {}", file.display()), "printed")
-            .to_string()
-    })
+    let file = expected(file);
+    let expected = fs::read_to_string(&file).unwrap_or_default();
+    pages::difference(&file.display().to_string(), &expected, printed)
 }
 
 /// What psql prints for the file: statements, results and messages, in order, as pg_regress has it.

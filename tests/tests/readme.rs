@@ -1,9 +1,9 @@
 //! The SQL of the README and of docs/preview.md runs as written, and shows what they say.
 
 use std::fmt::Write as _;
-use std::io::{Seek, Write as _};
 
-use ext_registry_tests::{Database, Postgres, places};
+use ext_registry_tests::pages::typed;
+use ext_registry_tests::{Postgres, places};
 
 /// Blocks of SQL in a document, each with the output shown right behind it.
 fn blocks(file: &str) -> Vec<(String, Option<String>)> {
@@ -18,26 +18,6 @@ fn blocks(file: &str) -> Vec<(String, Option<String>)> {
             (block.to_owned(), shown)
         })
         .collect()
-}
-
-/// What psql prints for a script, statement by statement as one would type it.
-fn typed(database: &Database<'_>, script: &str, options: &[&str]) -> String {
-    let mut input = tempfile::tempfile().expect("a temporary file");
-    input
-        .write_all(script.as_bytes())
-        .and_then(|()| input.rewind())
-        .expect("a temporary file can be written");
-    let output = database
-        .cluster()
-        .psql_command(database.name())
-        .args(["-v", "ON_ERROR_STOP=1"])
-        .args(options)
-        .stdin(input)
-        .output()
-        .expect("psql can be started");
-    let complaints = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && complaints.is_empty(), "{complaints}");
-    String::from_utf8(output.stdout).expect("the client encoding is UTF-8")
 }
 
 #[tokio::test]

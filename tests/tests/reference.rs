@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::process::Command;
 
+use ext_registry_tests::pages::difference;
 use ext_registry_tests::{Database, Postgres, places};
 
 /// Compares a page with what it should be, or writes it.
@@ -15,12 +16,9 @@ fn is_up_to_date(file: &str, text: &str) {
         std::fs::write(&path, text).unwrap_or_else(|error| panic!("{file}: {error}"));
     }
     let page = std::fs::read_to_string(&path).unwrap_or_default();
-    let diff = similar::TextDiff::from_lines(page.as_str(), text);
-    assert!(
-        page == text,
-        "{file} is behind; see the head of this test\n{}",
-        diff.unified_diff()
-    );
+    if let Some(difference) = difference(file, &page, text) {
+        panic!("it is behind; see the head of this test\n{difference}");
+    }
 }
 
 /// Rows of a query, with cells that fit a Markdown table.
