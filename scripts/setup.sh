@@ -85,16 +85,23 @@ setup_pgrx() {
 }
 
 # cargo-pgrx keeps one pg_config per major in its config.toml; `cargo pgrx init` writes that file anew, so the other
-# majors' entries are handed to it again.
+# majors' entries are handed to it again. One whose pg_config is gone (of a work tree that was moved or removed) is not: with it
+# no build succeeds, of whatever major.
 point_pgrx_at() {
-	local pg_config=$1 major config flags=() label path
+	local pg_config=$1 major config flags=() label path known='' stale=''
 	major=pg$(pg_major "$pg_config")
 	config=${PGRX_HOME:-$HOME/.pgrx}/config.toml
 	if [[ -f $config ]]; then
 		while read -r label path; do
-			if [[ $label == "$major" && $path == "$pg_config" ]]; then return; fi
-			if [[ $label != "$major" && -x $path ]]; then flags+=("--$label=$path"); fi
+			if [[ ! -x $path ]]; then
+				stale=yes
+			elif [[ $label != "$major" ]]; then
+				flags+=("--$label=$path")
+			elif [[ $path == "$pg_config" ]]; then
+				known=yes
+			fi
 		done < <(sed -nE 's/^(pg[0-9]+) *= *"(.*)"$/\1 \2/p' "$config")
+		if [[ -n $known && -z $stale ]]; then return; fi
 	fi
 	say "cargo-pgrx: $major is $pg_config"
 	mkdir -p "$(dirname "$config")"
