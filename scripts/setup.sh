@@ -84,8 +84,8 @@ setup_pgrx() {
 	point_pgrx_at "$(find_pg_config)"
 }
 
-# cargo-pgrx keeps one pg_config per major in its config.toml; `cargo pgrx init` writes that file anew, so the other
-# majors' entries are handed to it again. One whose pg_config is gone (of a work tree that was moved or removed) is not: with it
+# cargo-pgrx keeps one pg_config per major in its config.toml; that file is written anew, the other majors'
+# entries handed to it again. One whose pg_config is gone (of a work tree that was moved or removed) is not: with it
 # no build succeeds, of whatever major.
 point_pgrx_at() {
 	local pg_config=$1 major config flags=() label path known='' stale=''
@@ -105,6 +105,8 @@ point_pgrx_at() {
 	fi
 	say "cargo-pgrx: $major is $pg_config"
 	mkdir -p "$(dirname "$config")"
+	# It keeps what it finds there, that which is gone, too.
+	rm -f "$config"
 	# --no-run: no cluster of pgrx's own, ours are private and temporary.
 	cargo pgrx init --no-run "--$major=$pg_config" "${flags[@]}" >"$tools/pgrx-init.log" 2>&1 ||
 		{ cat "$tools/pgrx-init.log" >&2; die "cargo pgrx init failed"; }
