@@ -12,6 +12,7 @@
 //!
 //! The binaries come from `make install bridge services`; a test that misses one says so and fails.
 
+pub mod backup;
 pub mod bridge;
 pub mod caller;
 pub mod certificates;
@@ -30,6 +31,7 @@ pub mod registry;
 pub mod regress;
 pub mod scrape;
 pub mod services;
+pub mod surroundings;
 pub mod upgrade;
 pub mod wait;
 pub mod whole;
@@ -42,4 +44,5 @@ pub use proxy::Proxy;
 pub use registry::Decision;
 pub use scrape::Scrape;
 pub use services::Services;
+pub use surroundings::Surroundings;
 pub use wait::{eventually, wait_until};

@@ -16,6 +16,7 @@ use tokio_postgres::{AsyncMessage, Client, NoTls};
 use crate::places;
 use crate::ports;
 use crate::process::{Directory, Server, Unprivileged, read_lossy};
+use crate::surroundings::Surroundings;
 
 /// The role that bridges connect as: it has the level `bridge` in every database, and no other right.
 pub const BRIDGE_ROLE: &str = "bridge";
@@ -51,6 +52,7 @@ pub struct Postgres {
     pub(crate) socket: Directory,
     /// Its programs.
     pub(crate) bin: PathBuf,
+    pub(crate) surroundings: Surroundings,
 }
 
 impl Postgres {
@@ -69,6 +71,15 @@ impl Postgres {
 
     /// The same with the programs in `bin`, where the extension must have been installed.
     pub fn start_of(bin: &Path, settings: &[&str]) -> Self {
+        Self::start_within(Surroundings::default(), bin, settings)
+    }
+
+    /// A new cluster in surroundings of its own.
+    pub fn start_in(surroundings: Surroundings, settings: &[&str]) -> Self {
+        Self::start_within(surroundings, places::pg_bin(), settings)
+    }
+
+    fn start_within(surroundings: Surroundings, bin: &Path, settings: &[&str]) -> Self {
         let user = Unprivileged::needed();
         let directory = Directory::new("pg-", user);
         let socket = Directory::short("xr-", user);
@@ -99,12 +110,13 @@ impl Postgres {
         std::fs::write(&path, initial + &conf).expect("postgresql.conf can be written");
 
         let cluster = Self {
-            server: spawn(bin, directory.path(), user),
+            server: spawn(bin, directory.path(), user, &surroundings),
             port,
             user,
             directory,
             socket,
             bin: bin.to_owned(),
+            surroundings,
         };
         must_succeed(&cluster.psql("postgres", &format!("create role {BRIDGE_ROLE} login")));
         cluster
@@ -114,46 +126,38 @@ impl Postgres {
     /// [`Postgres::start`], above those of this cluster.
     #[must_use]
     pub fn standby(&self, settings: &[&str]) -> Self {
-        let directory = Directory::new("pg-", self.user);
-        let socket = Directory::short("xr-", self.user);
-        let port = ports::free();
-        let data = directory.path().join("data");
-        let mut command = Command::new(self.bin.join("pg_basebackup"));
-        command
-            .arg("-D")
-            .arg(&data)
-            .args([
-                "--write-recovery-conf",
-                "--checkpoint=fast",
-                "--no-sync",
-                "-h",
-                "127.0.0.1",
-            ])
-            .args(["-U", "postgres", "-p", &self.port.to_string()])
-            .current_dir(directory.path());
-        if let Some(user) = self.user {
-            user.apply(&mut command);
-        }
-        must_succeed(&command.output().expect("pg_basebackup can be started"));
+        self.back_up(&["--write-recovery-conf"])
+            .start(&[&["hot_standby = on"], settings].concat())
+    }
 
-        let mut conf = format!(
-            "port = {port}\nunix_socket_directories = '{}'\nhot_standby = on\n",
-            socket.path().display()
-        );
-        for line in settings {
-            writeln!(conf, "{line}").expect("writing to a string");
-        }
-        let path = data.join("postgresql.conf");
-        let primary = std::fs::read_to_string(&path).expect("pg_basebackup copied it");
-        std::fs::write(&path, primary + &conf).expect("postgresql.conf can be written");
+    /// A cluster whose data are in `directory` already.
+    pub(crate) fn started(
+        bin: &Path,
+        user: Option<Unprivileged>,
+        port: u16,
+        directory: Directory,
+        socket: Directory,
+    ) -> Self {
+        let surroundings = Surroundings::default();
         Self {
-            server: spawn(&self.bin, directory.path(), self.user),
+            server: spawn(bin, directory.path(), user, &surroundings),
             port,
-            user: self.user,
+            user,
             directory,
             socket,
-            bin: self.bin.clone(),
+            bin: bin.to_owned(),
+            surroundings,
         }
+    }
+
+    /// Where its small disk is, if its surroundings have one.
+    pub fn small_disk(&self) -> PathBuf {
+        disk(self.directory.path())
+    }
+
+    /// What its processes see of the machine.
+    pub fn surroundings(&self) -> &Surroundings {
+        &self.surroundings
     }
 
     pub fn port(&self) -> u16 {
@@ -282,7 +286,7 @@ impl Postgres {
     /// Starts it again after [`Postgres::stop`], same port, same data.
     pub fn start_again(&mut self) {
         assert!(self.server.ended().is_some(), "Postgres runs");
-        self.server = spawn(&self.bin, self.directory.path(), self.user);
+        self.server = spawn(&self.bin, self.directory.path(), self.user, &self.surroundings);
     }
 
     /// `pg_ctl restart -m ...`
@@ -339,13 +343,16 @@ pub(crate) fn initdb(bin: &Path, directory: &Path, user: Option<Unprivileged>, m
     must_succeed(&command.output().expect("initdb can be started"));
 }
 
-pub(crate) fn spawn(bin: &Path, directory: &Path, user: Option<Unprivileged>) -> Server {
+fn disk(directory: &Path) -> PathBuf {
+    directory.join("disk")
+}
+
+fn spawn(bin: &Path, directory: &Path, user: Option<Unprivileged>, surroundings: &Surroundings) -> Server {
     let data = directory.join("data");
-    let mut command = Command::new(bin.join("postgres"));
+    let disk = disk(directory);
+    std::fs::create_dir_all(&disk).expect("our own directory");
+    let mut command = surroundings.command(&bin.join("postgres"), &disk, user);
     command.arg("-D").arg(&data).current_dir(directory);
-    if let Some(user) = user {
-        user.apply(&mut command);
-    }
     // An immediate shutdown ends all children and keeps nothing: right for a cluster that is thrown away.
     let mut server = Server::start("postgres", &mut command, &directory.join("log"), Signal::SIGQUIT);
     let pid = server.pid().to_string();

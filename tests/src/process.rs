@@ -42,6 +42,11 @@ impl Unprivileged {
         command.uid(self.uid.as_raw()).gid(self.gid.as_raw());
     }
 
+    /// User and group.
+    pub fn ids(self) -> (u32, u32) {
+        (self.uid.as_raw(), self.gid.as_raw())
+    }
+
     fn can_enter(self, path: &Path) -> bool {
         let mut command = Command::new("test");
         command.arg("-x").arg(path);

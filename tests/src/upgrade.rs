@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::ports;
-use crate::postgres::{Postgres, Shutdown, initdb, spawn};
+use crate::postgres::{Postgres, Shutdown, initdb};
 use crate::process::Directory;
 
 impl Postgres {
@@ -56,14 +56,7 @@ impl Postgres {
             String::from_utf8_lossy(&output.stdout),
             logs(&new.join("pg_upgrade_output.d"))
         );
-        Self {
-            server: spawn(bin, directory.path(), self.user),
-            port,
-            user: self.user,
-            directory,
-            socket,
-            bin: bin.to_owned(),
-        }
+        Self::started(bin, self.user, port, directory, socket)
     }
 }
 

@@ -4,6 +4,7 @@
 //! numbers that belong to them is taken under the lock that batches are applied under, and written in one transaction.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use ext_registry_core::hdr::Hdr;
@@ -11,12 +12,18 @@ use ext_registry_core::histogram::{MinuteSnapshot, OUTCOMES, SUB_WINDOWS};
 use ext_registry_core::target::minute;
 use pgrx::bgworkers::BackgroundWorker;
 use pgrx::datum::{DatumWithOid, TimestampWithTimeZone};
+use pgrx::pg_sys::panic::CaughtError;
 use pgrx::spi::{self, Spi, SpiClient};
-use pgrx::{PgOid, Uuid, pg_sys};
+use pgrx::{PgOid, PgTryBuilder, Uuid, pg_sys};
 
 use super::triggers::Triggers;
 use crate::shmem::{Database, Moved, Shared, Slot, VERSION};
 use crate::{clock, guc, invalidate, session};
+
+/// How long nothing is written after that has failed, in microseconds.
+const REST_US: u64 = 1_000_000;
+/// How often at most a failure is told, in microseconds.
+const COMPLAINT_US: u64 = 60_000_000;
 
 /// The state of writing down, of one database.
 pub struct Flusher {
@@ -26,12 +33,27 @@ pub struct Flusher {
     schema: String,
     /// The name of that table as a literal: what is written checks that it is still the same one, after it has waited for whoever drops it.
     extensions: String,
-    /// By key of the target: the minutes whose metrics are written, with the number of outcomes they had then. An earlier minute
-    /// than the last can still grow: by outcomes that were gathered elsewhere.
-    minutes: HashMap<u64, Vec<(u64, u64)>>,
+    /// By key of the target: the minutes whose metrics are written. An earlier minute than the last can still grow: by outcomes that
+    /// were gathered elsewhere.
+    minutes: HashMap<u64, Vec<Written>>,
     /// So many changes of the registry have been told.
     told: u64,
     triggers: Triggers,
+    /// Nothing is written before this time: writing has just failed.
+    rests_until_us: u64,
+    /// When that was last complained of.
+    complained_us: u64,
+}
+
+/// A minute of a target whose metrics are written.
+#[derive(Clone, Copy)]
+struct Written {
+    minute: u64,
+    /// Its outcomes at that time.
+    outcomes: u64,
+    /// The wall time that it is written under, in microseconds. It stays that of its first writing, so that a minute in which the clock is
+    /// stepped is not in the history twice.
+    at_us: u64,
 }
 
 /// A copy of one target.
@@ -41,9 +63,10 @@ struct Copied {
     name: String,
     snapshot: Vec<u8>,
     breaker_state: &'static str,
+    /// By the wall time to write them under.
     minutes: Vec<(u64, MinuteSnapshot)>,
     /// What will have been written with these, as in [`Flusher`].
-    written: Vec<(u64, u64)>,
+    written: Vec<Written>,
 }
 
 /// A copy of one bridge's batch number.
@@ -65,6 +88,8 @@ impl Flusher {
             minutes: HashMap::new(),
             told: 0,
             triggers: Triggers::default(),
+            rests_until_us: 0,
+            complained_us: 0,
         })
     }
 
@@ -78,6 +103,28 @@ impl Flusher {
         }
         (self.schema, self.registry, self.extensions) = (schema, registry, extensions);
         true
+    }
+
+    /// How long nothing is to be written, in microseconds, because writing has just failed.
+    pub fn rest_us(&self, now_us: u64) -> u64 {
+        self.rests_until_us.saturating_sub(now_us)
+    }
+
+    /// Writes in a transaction of its own. `None` if that failed: one warning a minute tells why, and it is not tried again for a while.
+    fn write<T>(&mut self, work: impl FnOnce(&mut SpiClient<'_>) -> spi::Result<T>) -> Option<T> {
+        let error = match transaction(work) {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        let now_us = clock::now_us();
+        self.rests_until_us = now_us + REST_US;
+        if self.complained_us == 0 || self.complained_us + COMPLAINT_US <= now_us {
+            self.complained_us = now_us;
+            pgrx::warning!(
+                "ext_registry: cannot write live state down: {error}; it stays in shared memory, and is tried again every second"
+            );
+        }
+        None
     }
 
     fn sql(&self, statement: &str) -> String {
@@ -116,7 +163,7 @@ impl Flusher {
                     .collect()
             })
         };
-        let written = transaction(|client| {
+        let written = self.write(|client| {
             let (mut uids, mut names, mut ats, mut froms, mut tos, mut reasons) =
                 (vec![], vec![], vec![], vec![], vec![], vec![]);
             let (mut kinds, mut failures, mut requests) = (vec![], vec![], vec![]);
@@ -202,7 +249,7 @@ impl Flusher {
             self.sql(include_str!("metrics.sql")),
             self.sql(include_str!("reporters.sql")),
         );
-        let done = transaction(|client| {
+        let done = self.write(|client| {
             let rows: Vec<&Copied> = copies.iter().map(|(_, _, copied)| copied).collect();
             write_states(client, &states, rows.iter().copied())?;
             write_metrics(client, &metrics, &rows)?;
@@ -239,7 +286,7 @@ impl Flusher {
             return;
         }
         let sql = "select pg_catalog.pg_notify('ext_registry', '')";
-        if transaction(|client| client.update(sql, None, &[]).map(drop)).is_some() {
+        if self.write(|client| client.update(sql, None, &[]).map(drop)).is_some() {
             self.told = changes;
         }
     }
@@ -266,7 +313,7 @@ impl Flusher {
         let clean = self.sql(include_str!("housekeeping.sql"));
         // What was given out before the list was read and is not on it may be of a transaction that has not committed yet.
         let old_us = clock::now_us().saturating_sub(60_000_000);
-        let known = transaction(|client| {
+        let known = self.write(|client| {
             let mut known = HashSet::new();
             for row in client.select(&uids, None, &[])? {
                 known.extend(row.get::<i64>(1)?.map(|uid| uid as u64));
@@ -322,7 +369,7 @@ fn find_with(client: &SpiClient<'_>) -> spi::Result<Option<(String, u32, String)
 }
 
 /// Copies what is to be written of a place. Nothing in here calls Postgres.
-fn copy(shared: &Shared, place: usize, now_us: u64, written: &HashMap<u64, Vec<(u64, u64)>>) -> Option<Copied> {
+fn copy(shared: &Shared, place: usize, now_us: u64, written: &HashMap<u64, Vec<Written>>) -> Option<Copied> {
     let slot = &shared.slots[place];
     if !slot.is_used() {
         return None;
@@ -334,13 +381,17 @@ fn copy(shared: &Shared, place: usize, now_us: u64, written: &HashMap<u64, Vec<(
         .filter(|(_, snapshot)| !snapshot.is_empty())
         .collect();
     let snapshot = slot.target.snapshot(&all);
-    let outcomes = |snapshot: &MinuteSnapshot| snapshot.outcomes.iter().sum::<u64>();
     let before = written.get(&slot.key()).map_or(&[][..], Vec::as_slice);
-    let written = all
+    let known = |minute: u64| before.iter().find(|written| written.minute == minute);
+    let written: Vec<Written> = all
         .iter()
-        .map(|(minute, snapshot)| (*minute, outcomes(snapshot)))
+        .map(|(minute, snapshot)| Written {
+            minute: *minute,
+            outcomes: snapshot.outcomes.iter().sum(),
+            at_us: known(*minute).map_or_else(|| clock::wall_minute_us(*minute), |written| written.at_us),
+        })
         .collect();
-    let last = before.last().map_or(0, |(minute, _)| *minute);
+    let last = before.last().map_or(0, |written| written.minute);
     Some(Copied {
         uid: slot.uid(),
         kind: slot.kind(),
@@ -350,7 +401,9 @@ fn copy(shared: &Shared, place: usize, now_us: u64, written: &HashMap<u64, Vec<(
         // The last minute is written again in any case: its latencies may be behind its outcomes.
         minutes: all
             .into_iter()
-            .filter(|(minute, snapshot)| *minute >= last || !before.contains(&(*minute, outcomes(snapshot))))
+            .zip(&written)
+            .filter(|(_, now)| now.minute >= last || known(now.minute).is_none_or(|then| then.outcomes != now.outcomes))
+            .map(|((_, snapshot), now)| (now.at_us, snapshot))
             .collect(),
         written,
     })
@@ -384,12 +437,11 @@ fn write_metrics(client: &mut SpiClient<'_>, sql: &str, rows: &[&Copied]) -> spi
     let (mut uids, mut kinds, mut names, mut minutes, mut latencies) = (vec![], vec![], vec![], vec![], vec![]);
     let mut outcomes: Vec<Vec<i64>> = vec![Vec::new(); OUTCOMES];
     for row in rows {
-        for (minute, snapshot) in &row.minutes {
+        for (at_us, snapshot) in &row.minutes {
             uids.push(row.uid as i64);
             kinds.push(row.kind as i16);
             names.push(row.name.clone());
-            // Minutes are those of the wall clock, however far it has moved.
-            minutes.push(timestamp(clock::wall_minute_us(*minute)));
+            minutes.push(timestamp(*at_us));
             latencies.push(Hdr::from_snapshot(snapshot).to_text());
             for (column, count) in outcomes.iter_mut().zip(snapshot.outcomes) {
                 column.push(count as i64);
@@ -411,16 +463,40 @@ fn write_metrics(client: &mut SpiClient<'_>, sql: &str, rows: &[&Copied]) -> spi
     Ok(())
 }
 
-/// Runs statements in a transaction of their own. `None` if it failed: the reason is logged, the worker lives on.
-fn transaction<T>(work: impl FnOnce(&mut SpiClient<'_>) -> spi::Result<T>) -> Option<T> {
-    let result = BackgroundWorker::transaction(std::panic::AssertUnwindSafe(|| Spi::connect_mut(work)));
-    match result {
-        Ok(value) => Some(value),
-        Err(error) => {
-            pgrx::log!("ext_registry: cannot write live state down: {error}");
-            None
+/// Runs statements in a transaction of their own, whole or not at all. An error ends that transaction and nothing else, as in a session:
+/// what is in shared memory outlives a full disk, and this process need not be started again for it.
+fn transaction<T>(work: impl FnOnce(&mut SpiClient<'_>) -> spi::Result<T>) -> Result<T, String> {
+    let attempt = || {
+        // SAFETY: a transaction around statements, as any background worker opens and ends it.
+        unsafe {
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::StartTransactionCommand();
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         }
-    }
+        let result = Spi::connect_mut(work).map_err(|error| error.to_string());
+        // SAFETY: the same one.
+        unsafe {
+            if result.is_ok() {
+                pg_sys::PopActiveSnapshot();
+                pg_sys::CommitTransactionCommand();
+            } else {
+                pg_sys::AbortCurrentTransaction();
+            }
+        }
+        result
+    };
+    PgTryBuilder::new(AssertUnwindSafe(attempt))
+        .catch_others(|error| {
+            // SAFETY: the error has been taken out of Postgres's hands; this frees what its transaction held.
+            unsafe { pg_sys::AbortCurrentTransaction() };
+            match error {
+                CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) => {
+                    Err(report.message().to_owned())
+                }
+                panic @ CaughtError::RustPanic { .. } => panic.rethrow(),
+            }
+        })
+        .execute()
 }
 
 fn array<T>(values: Vec<T>, oid: pg_sys::Oid) -> DatumWithOid<'static>

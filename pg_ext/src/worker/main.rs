@@ -129,7 +129,7 @@ fn run(shared: &Shared, database: &Database, flusher: &mut Flusher) {
         if database.standby.swap(is_standby, AcqRel) && !is_standby {
             flusher.promote(shared, database);
         }
-        if !is_standby {
+        if !is_standby && flusher.rest_us(now_us) == 0 {
             let due = database.flushed_us.load(Relaxed) + interval_us <= now_us;
             if due && !flusher.look_again() {
                 // The launcher frees what the extension leaves behind.
@@ -137,7 +137,7 @@ fn run(shared: &Shared, database: &Database, flusher: &mut Flusher) {
                 return;
             }
             flusher.events(shared, database);
-            if due {
+            if due && flusher.rest_us(now_us) == 0 {
                 flusher.counts(shared, database, now_us);
                 flusher.tell();
             }
@@ -146,9 +146,11 @@ fn run(shared: &Shared, database: &Database, flusher: &mut Flusher) {
                 flusher.housekeeping(shared);
             }
         }
+        let now_us = clock::now_us();
         let next_us = (database.flushed_us.load(Relaxed) + interval_us)
-            .saturating_sub(clock::now_us())
-            .clamp(1000, if is_standby { STANDBY_US } else { interval_us });
+            .saturating_sub(now_us)
+            .clamp(1000, if is_standby { STANDBY_US } else { interval_us })
+            .max(flusher.rest_us(now_us));
         if !BackgroundWorker::wait_latch(Some(Duration::from_micros(next_us))) {
             break;
         }
