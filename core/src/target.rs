@@ -229,12 +229,28 @@ impl Target {
     /// What must survive a restart, as bytes: a format number, then position (2 bytes) and value (8 bytes, little-endian) of each word that is
     /// not zero. Of the minutes given only sum and maximum are in it; their buckets travel in the minute metrics.
     pub fn snapshot(&self, minutes: &[(u64, MinuteSnapshot)]) -> Vec<u8> {
-        let mut bytes = vec![Self::FORMAT];
         let sums = minutes
             .iter()
             .take(SUB_WINDOWS)
             .flat_map(|(minute, latencies)| [*minute, latencies.sum_us, latencies.max_us]);
-        for (position, word) in self.words().chain(sums).enumerate().filter(|(_, word)| *word != 0) {
+        Self::encode(self.words().chain(sums))
+    }
+
+    /// A snapshot of breaker and ejection as they are, over the statistics of one that was written before (`None`: of a target that
+    /// has counted nothing). What is written of counts belongs to the batches of reports that were written with them; a transition
+    /// cannot wait for those.
+    pub fn snapshot_over(&self, written: Option<&[u8]>) -> Vec<u8> {
+        let mut words = written
+            .and_then(|bytes| Self::words_of(bytes).ok())
+            .unwrap_or([0; Self::WORDS + Self::MINUTE_WORDS]);
+        let moved = self.breaker.words().chain(self.ejection.words());
+        words.iter_mut().zip(moved).for_each(|(word, now)| *word = now);
+        Self::encode(words.into_iter())
+    }
+
+    fn encode(words: impl Iterator<Item = u64>) -> Vec<u8> {
+        let mut bytes = vec![Self::FORMAT];
+        for (position, word) in words.enumerate().filter(|(_, word)| *word != 0) {
             bytes.extend_from_slice(&(position as u16).to_le_bytes());
             bytes.extend_from_slice(&word.to_le_bytes());
         }
@@ -392,6 +408,25 @@ mod tests {
             let sums = copy.restore(&target.snapshot(&minutes)).unwrap();
             prop_assert_eq!(sums, vec![(minute(NOW), minutes[0].1.sum_us, minutes[0].1.max_us)]);
             prop_assert_eq!(copy.words().collect::<Vec<_>>(), target.words().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn a_transition_is_written_over_older_statistics(before in 0u64..20, after in 0u64..20) {
+            let target = Target::default();
+            let succeed = |times| (0..times).for_each(|_| target.record(Outcome::Success, 1000, 0, NOW));
+            succeed(before);
+            let written = target.snapshot(&[(minute(NOW), target.latency.minute_snapshot(minute(NOW)))]);
+            succeed(after);
+            target.breaker.restore_open(NOW + 1_000_000, NOW);
+            let copy = Target::default();
+            let sums = copy.restore(&target.snapshot_over(Some(&written))).unwrap();
+            prop_assert_eq!(copy.counts()[Outcome::Success as usize], before);
+            prop_assert_eq!(sums, Target::default().restore(&written).unwrap());
+            prop_assert_eq!(copy.breaker.words().collect::<Vec<_>>(), target.breaker.words().collect::<Vec<_>>());
+            let fresh = Target::default();
+            fresh.restore(&target.snapshot_over(None)).unwrap();
+            prop_assert_eq!(fresh.counts(), [0; COUNTERS]);
+            prop_assert_eq!(fresh.breaker.state(), target.breaker.state());
         }
 
         #[test]

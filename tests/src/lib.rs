@@ -3,6 +3,7 @@
 //! - [`Postgres`]: a cluster of its own with `ext_registry` preloaded; [`Database`] a fresh database in it
 //! - [`Nats`]: a real nats-server
 //! - [`Bridge`]: the `ext-bridge` binary, [`Services`]: the reference services it calls
+//! - [`Caller`]: somebody who calls; [`Callers`]: many at once, each call accounted for
 //! - [`Proxy`]: a way to a server that can be held up or cut, a connection at a time
 //! - [`python`]: a virtual environment for services that share no code with ours
 //!
@@ -15,6 +16,7 @@
 pub mod backup;
 pub mod bridge;
 pub mod caller;
+pub mod callers;
 pub mod certificates;
 pub mod http;
 pub mod micro;
@@ -38,6 +40,7 @@ pub mod whole;
 
 pub use bridge::Bridge;
 pub use caller::{Caller, Reply};
+pub use callers::Callers;
 pub use nats::Nats;
 pub use postgres::{Database, Postgres, Session, Shutdown};
 pub use proxy::Proxy;

@@ -283,7 +283,20 @@ impl Postgres {
         self.server.stop(how.signal(), DEADLINE);
     }
 
-    /// Starts it again after [`Postgres::stop`], same port, same data.
+    /// Kills the postmaster, as nothing should; returns when its children have seen it, and ended.
+    pub fn kill(&mut self) {
+        let children = self.backends();
+        self.server.stop(Signal::SIGKILL, DEADLINE);
+        crate::wait::wait_until("the postmaster's children end", DEADLINE, || {
+            // A zombie is nobody's that holds anything.
+            let lives = |pid: &u32| {
+                std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+            };
+            !children.iter().any(lives)
+        });
+    }
+
+    /// Starts it again after [`Postgres::stop`] or [`Postgres::kill`], same port, same data.
     pub fn start_again(&mut self) {
         assert!(self.server.ended().is_some(), "Postgres runs");
         self.server = spawn(&self.bin, self.directory.path(), self.user, &self.surroundings);

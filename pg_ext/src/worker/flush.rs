@@ -154,15 +154,8 @@ impl Flusher {
         }
         let sql = self.sql(include_str!("events.sql"));
         let states = self.sql(include_str!("state.sql"));
-        let copies: Vec<Copied> = {
-            let places: HashSet<u32> = mine.iter().map(|(moved, _)| moved.place).collect();
-            shared.copying(|| {
-                places
-                    .into_iter()
-                    .filter_map(|place| copy(shared, place as usize, clock::now_us(), &HashMap::new()))
-                    .collect()
-            })
-        };
+        let saved = self.sql(include_str!("saved.sql"));
+        let places: HashSet<usize> = mine.iter().map(|(moved, _)| moved.place as usize).collect();
         let written = self.write(|client| {
             let (mut uids, mut names, mut ats, mut froms, mut tos, mut reasons) =
                 (vec![], vec![], vec![], vec![], vec![], vec![]);
@@ -201,6 +194,7 @@ impl Flusher {
                     invalidate::announce(&id);
                 }
             }
+            let copies = transitions(client, &saved, shared, &places)?;
             write_states(client, &states, &copies)?;
             Ok(lines)
         });
@@ -407,6 +401,33 @@ fn copy(shared: &Shared, place: usize, now_us: u64, written: &HashMap<u64, Vec<W
             .collect(),
         written,
     })
+}
+
+/// What is to be written of places whose breaker or ejection has moved: that alone. Their counts stay as they were written last, with the
+/// batches of reports that they belong to; else a crash would have those counted twice.
+fn transitions(
+    client: &SpiClient<'_>,
+    saved: &str,
+    shared: &Shared,
+    places: &HashSet<usize>,
+) -> spi::Result<Vec<Copied>> {
+    let mut copies = Vec::with_capacity(places.len());
+    for slot in places.iter().map(|place| &shared.slots[*place]) {
+        let (uid, kind, name) = (slot.uid(), slot.kind(), slot.name());
+        let key = [(uid as i64).into(), (kind as i16).into(), name.as_str().into()];
+        let mut rows = client.select(saved, None, &key)?;
+        let written = rows.next().map(|row| row.get::<Vec<u8>>(1)).transpose()?.flatten();
+        copies.push(Copied {
+            snapshot: slot.target.snapshot_over(written.as_deref()),
+            breaker_state: slot.target.breaker.state().as_str(),
+            minutes: Vec::new(),
+            written: Vec::new(),
+            uid,
+            kind,
+            name,
+        });
+    }
+    Ok(copies)
 }
 
 fn write_states<'a>(

@@ -1,0 +1,131 @@
+//! What the faults befall: Postgres, two nats-servers, two bridges, the reference services; and when all of it has recovered.
+
+use std::time::Duration;
+
+use ext_registry_tests::process::Directory;
+use ext_registry_tests::{Bridge, Nats, Postgres, Services, Session, eventually, registry};
+
+/// The database.
+pub const DATABASE: &str = "app";
+const SOON: Duration = Duration::from_secs(60);
+
+/// See the module.
+pub struct World {
+    pub cluster: Postgres,
+    pub nats: Vec<Nats>,
+    /// The first one is never ended: what it holds must not grow. The other may be.
+    pub bridges: Vec<Bridge>,
+    pub services: Services,
+    images: [Directory; 2],
+    logs: String,
+}
+
+impl World {
+    pub async fn start() -> Self {
+        let cluster = Postgres::start(&["max_connections = 60"]);
+        cluster.make_database(DATABASE);
+        let session = cluster.connect(DATABASE).await;
+        session
+            .execute("select ext_import($1)", &[&registry::fixtures()])
+            .await
+            .expect("the fixtures are good");
+        session
+            .run(
+                "update extensions set timeout_ms = 2000;
+                 insert into extensions (id, type, subject, timeout_ms, retry) values
+                     ('steady', 'pre', 'soak.steady', 2000, 2),
+                     ('flaky', 'pre', 'soak.flaky', 200, 1),
+                     ('sql', 'pre', 'soak.sql', 2000, 0);
+                 insert into extension_versions (id, version, subject, timeout_ms, retry, rollout_percent)
+                 values ('steady', 'v2', 'soak.steady', 2000, 2, 30);
+                 insert into extension_instances (extension_id, instance_id, subject, weight)
+                 values ('steady', 'a', 'soak.steady', 60), ('steady', 'b', 'soak.steady', 40);
+                 update extension_health set circuit_breaker_timeout_seconds = 1 where extension_id = 'flaky'",
+            )
+            .await;
+        let nats = Nats::cluster(2).await;
+        let services = Services::start(&nats[0], &[]).await;
+        let images = [Directory::new("state-", None), Directory::new("state-", None)];
+        let mut world = Self {
+            cluster,
+            nats,
+            bridges: Vec::new(),
+            services,
+            images,
+            logs: String::new(),
+        };
+        for number in 0..2 {
+            let bridge = world.launch(number);
+            world.bridges.push(bridge);
+        }
+        world
+    }
+
+    fn launch(&self, number: usize) -> Bridge {
+        let image = self.images[number].path().join("image");
+        let flags = ["--image", image.to_str().expect("UTF-8")];
+        Bridge::launch_auto(&self.nats[number], &self.cluster, DATABASE, &flags)
+    }
+
+    /// Another bridge in the place of the second, which has ended.
+    pub fn replace_bridge(&mut self) {
+        let next = self.launch(1);
+        let former = std::mem::replace(&mut self.bridges[1], next);
+        self.logs += &former.log();
+    }
+
+    /// A superuser's session, as soon as there is one to be had.
+    pub async fn session(&self) -> Session {
+        eventually(SOON, async || {
+            self.cluster
+                .try_connect(DATABASE)
+                .await
+                .map_err(|error| error.to_string())
+        })
+        .await
+    }
+
+    /// Returns when Postgres decides for both bridges, its worker is there, and the services can be reached.
+    pub async fn recovered(&self) {
+        for bridge in &self.bridges {
+            eventually(SOON, async || {
+                let ready = bridge.readyz();
+                if ready["source"] == "database" && ready["reasons"] == serde_json::json!([]) {
+                    Ok(())
+                } else {
+                    Err(format!("{ready}\n{}", bridge.log()))
+                }
+            })
+            .await;
+        }
+        let session = self.session().await;
+        let alive = "select worker_alive::text from ext_registry_status()";
+        eventually(SOON, async || match session.one(alive, &[]).await.as_str() {
+            "true" => Ok(()),
+            _ => Err(self.cluster.log()),
+        })
+        .await;
+        let control = self.nats[0].connect().await;
+        eventually(SOON, async || {
+            let asked = control.request("demo.control.pii_guard", "{}".into()).await;
+            asked.map(drop).map_err(|error| error.to_string())
+        })
+        .await;
+    }
+
+    /// Nothing has been logged that must never be.
+    #[track_caller]
+    pub fn is_unharmed(&self) {
+        let all = [
+            &*self.cluster.log(),
+            &*self.logs,
+            &*self.bridges[0].log(),
+            &*self.bridges[1].log(),
+        ]
+        .concat();
+        for trace in ["panicked", "PANIC", "XX000", "cannot write live state"] {
+            let line = all.lines().find(|line| line.contains(trace));
+            assert_eq!(line, None, "{trace}");
+        }
+    }
+}
