@@ -2,7 +2,8 @@
 //!
 //! The client's own drain forgets a subscription as soon as it has written UNSUB; what the server had sent until it read that
 //! is lost. So a subscription with traffic is left by a number: `UNSUB <sid> <max>` ends it after so many messages, on both
-//! sides at the same one. The number is what has come and a bit more than can be on its way; what comes meanwhile is served.
+//! sides at the same one. The number is what has come and a bit more than can be on its way; what comes meanwhile is served. It is
+//! said once: said again and again it would run ahead of a steady load for ever.
 
 use futures_util::FutureExt;
 
@@ -22,6 +23,8 @@ pub(super) struct Leaving {
     seen: u64,
     /// When the last one was seen.
     quiet_us: u64,
+    /// The number has been told.
+    told: bool,
     /// It is over.
     left: bool,
 }
@@ -58,11 +61,9 @@ impl Transport {
             } else if !counted || now_us.saturating_sub(leaving.quiet_us) >= QUIET_US {
                 // With a full queue the next step tries again.
                 leaving.left = subscription.subscriber.drain().now_or_never().is_some();
-            } else {
-                let _ = subscription
-                    .subscriber
-                    .unsubscribe_after(taken + came + MORE)
-                    .now_or_never();
+            } else if !leaving.told {
+                let told = subscription.subscriber.unsubscribe_after(taken + came + MORE);
+                leaving.told = told.now_or_never().is_some();
             }
         }
         self.has_left()

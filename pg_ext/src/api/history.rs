@@ -3,7 +3,7 @@
 use ext_registry_core::hdr::Hdr;
 use ext_registry_core::histogram::SUB_WINDOWS;
 use ext_registry_core::ident::shorten;
-use ext_registry_core::merge::Gathered;
+use ext_registry_core::merge::{Entry, Gathered};
 use ext_registry_core::target::{Target, minute};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::{IntoDatum, pg_sys};
@@ -146,29 +146,33 @@ impl Drop for Place {
     }
 }
 
-/// The targets of an entry, pinned; `None` where it names something that is not registered.
-fn places(image: &Image, version: Option<&str>, instance: Option<&str>) -> Option<Vec<Place>> {
+/// What an entry names, in the words of the history: a version, and an instance if there was one. Each is pinned if it is registered; one
+/// that has gone since takes nothing from the other.
+fn places(image: Option<&Image>, entry: &Entry) -> Vec<Result<Place, (String, String)>> {
     let shared = shmem::get();
-    let target = match version {
-        Some(name) => version_named(image, name)?,
-        None => image.compiled.versions[image.compiled.default_version()].target,
-    };
-    let instance = match instance {
-        Some(name) => Some(instance_named(image, name)?),
-        None => None,
-    };
-    let name = image.compiled.targets[target].to_string();
-    let mut places = vec![Place {
-        names: (name, String::new()),
-        slot: image.pin_version(target, &shared),
-    }];
-    if let Some(instance) = instance {
-        places.push(Place {
-            names: (String::new(), image.compiled.instances[instance].id.to_string()),
-            slot: image.pin_instance(instance, &shared).map(|(_, slot)| slot),
+    let name = |name: &Option<String>| name.clone().unwrap_or_default();
+    let version = image.and_then(|image| {
+        let target = match &entry.version {
+            Some(name) => version_named(image, name)?,
+            None => image.compiled.versions[image.compiled.default_version()].target,
+        };
+        Some(Place {
+            names: (image.compiled.targets[target].to_string(), String::new()),
+            slot: image.pin_version(target, &shared),
+        })
+    });
+    let mut places = vec![version.ok_or_else(|| (name(&entry.version), String::new()))];
+    if let Some(id) = &entry.instance_id {
+        let instance = image.and_then(|image| {
+            let instance = instance_named(image, id)?;
+            Some(Place {
+                names: (String::new(), id.clone()),
+                slot: image.pin_instance(instance, &shared).map(|(_, slot)| slot),
+            })
         });
+        places.push(instance.ok_or_else(|| (String::new(), id.clone())));
     }
-    Some(places)
+    places
 }
 
 /// The document in argument 0.
@@ -203,13 +207,12 @@ crate::pg_function! {
         registry::announce();
         let now_us = clock::now_us();
         // Looked up before anything is counted: a look-up may raise an error, counting may not.
-        let entries: Vec<(_, Option<Vec<Place>>)> = gathered
+        let entries: Vec<(&Entry, Vec<Result<Place, (String, String)>>)> = gathered
             .targets
             .iter()
             .map(|entry| {
                 let image = registry::get(args.function(), &entry.extension_id);
-                let places = image.and_then(|image| places(&image, entry.version.as_deref(), entry.instance_id.as_deref()));
-                (entry, places)
+                (entry, places(image.as_deref(), entry))
             })
             .collect();
         let known = reporter.map(|(uuid, seq)| (known_reporter(args, &shared, uuid, now_us), seq));
@@ -224,10 +227,11 @@ crate::pg_function! {
                 let mut snapshot = entry.latency.to_snapshot();
                 snapshot.outcomes = entry.outcomes;
                 let minute = entry.minute.saturating_add_signed(-shift).min(minute(now_us));
-                places.iter().flatten().map(|place| match place.slot {
-                    _ if !fresh => REPEATED,
-                    Some(slot) if slot.target.merge(minute, &snapshot, now_us) => LIVE,
-                    _ => HISTORY,
+                places.iter().map(|place| match place {
+                    Err(_) => UNKNOWN,
+                    Ok(_) if !fresh => REPEATED,
+                    Ok(Place { slot: Some(slot), .. }) if slot.target.merge(minute, &snapshot, now_us) => LIVE,
+                    Ok(_) => HISTORY,
                 }).collect()
             }).collect()
         });
@@ -247,13 +251,12 @@ crate::pg_function! {
                 values.push(Some(write(&entry.latency)));
                 rows.push(&values);
             };
-            match places {
-                None => row(UNKNOWN, &(entry.version.clone().unwrap_or_default(), entry.instance_id.clone().unwrap_or_default())),
-                Some(places) => {
-                    for (place, status) in places.iter().zip(statuses) {
-                        row(status, &place.names);
-                    }
-                }
+            for (place, status) in places.iter().zip(statuses) {
+                let names = match place {
+                    Ok(place) => &place.names,
+                    Err(names) => names,
+                };
+                row(status, names);
             }
         }
         rows.finish(args)

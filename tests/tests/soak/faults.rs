@@ -45,8 +45,16 @@ const ALL: [Fault; 13] = [
 ];
 
 impl Fault {
-    pub fn any(random: &mut Random) -> Self {
-        ALL[random.below(ALL.len() as u64) as usize]
+    /// Those of SOAK_FAULTS, or all.
+    pub fn chosen() -> Vec<Self> {
+        let Ok(names) = std::env::var("SOAK_FAULTS") else {
+            return ALL.to_vec();
+        };
+        let named = |name: &str| {
+            let known = ALL.into_iter().find(|fault| format!("{fault:?}") == name);
+            known.unwrap_or_else(|| panic!("SOAK_FAULTS names {name}; there are {ALL:?}"))
+        };
+        names.split(',').map(named).collect()
     }
 
     /// Whether what Postgres had counted and not yet written is gone.
