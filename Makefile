@@ -34,7 +34,10 @@ NEWEST_TESTS = regress update transactions transactions_live_state hostile_funct
 BENCH ?=
 
 
-.PHONY: help setup install bridge services run demo test majors fuzz bench deb lint fmt clean
+# How long `make soak` lasts, and each of its fuzz targets.
+SOAK_SECONDS ?= 600
+
+.PHONY: help setup install bridge services run demo test majors fuzz soak bench deb lint fmt clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +76,10 @@ majors: setup # the extension for the other majors
 
 fuzz: ## random input for core and bridge, FUZZ_SECONDS (60) for each target; installs cargo-fuzz if it is missing
 	@scripts/fuzz.sh
+
+soak: install bridge services ## mixed load, random faults and an account of every call for SOAK_SECONDS (600), then fuzzing for as long per target
+	SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test -p ext_registry_tests --test soak -- --nocapture
+	@FUZZ_SECONDS=$(SOAK_SECONDS) scripts/fuzz.sh
 
 bench: install bridge ## the figures of speed, side by side with what they are compared to
 	@bench/run $(BENCH)

@@ -195,6 +195,17 @@ async fn outcomes_gathered_elsewhere_are_added_once() {
     .await;
     assert_eq!(history, 3 + 10 + 50);
     assert_eq!(merge(2).await, (3, 1));
+    // An instance that has gone meanwhile takes nothing from its version.
+    let gone = json!({"targets": [
+        {"extension_id": "x", "version": "v1", "instance_id": "b", "at": now, "outcomes": {"success": 2}},
+        {"extension_id": "x", "version": "v9", "instance_id": "a", "at": now, "outcomes": {"error": 1}},
+    ]});
+    let row = session
+        .query_one("select * from ext_report_merge($1)", &[&gone])
+        .await
+        .expect("a good document");
+    assert_eq!((row.get::<_, i32>(0), row.get::<_, i32>(1)), (2, 2));
+    assert_eq!(session.counts("x").await, (13, 112));
     let old: i64 = value(
         &session,
         "select error from extension_metrics where minute < now() - interval '30 min'",
@@ -204,7 +215,7 @@ async fn outcomes_gathered_elsewhere_are_added_once() {
     drop(session);
     cluster.restart(Shutdown::Fast);
     let session = cluster.connect("app").await;
-    assert_eq!(session.counts("x").await, (11, 112));
+    assert_eq!(session.counts("x").await, (13, 112));
     let row = session
         .query_one("select * from ext_report_merge($1)", &[&document(2)])
         .await

@@ -13,7 +13,7 @@ use crate::sessions::Ledger;
 use crate::world::World;
 use crate::{INVOKERS, ROUTERS};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 /// Attempts under way at any time.
 const IN_FLIGHT: i64 = 2 * INVOKERS as i64 + ROUTERS as i64;
 /// What a killed bridge takes with it: what is in flight, and two batches of reports.

@@ -70,17 +70,8 @@ impl Fault {
         let began = Instant::now();
         match self {
             Self::BackendKilled => {
-                let victim = world.session().await.backend_pid().await;
                 let idle = world.session().await;
-                let victim = if random.below(2) == 0 {
-                    victim
-                } else {
-                    idle.backend_pid().await
-                };
-                // The first has ended by now, or is about to.
-                if kill(Pid::from_raw(victim), Signal::SIGKILL).is_err() {
-                    world.cluster.kill_backend(idle.backend_pid().await).await;
-                }
+                world.cluster.kill_backend(idle.backend_pid().await).await;
             }
             Self::WorkerKilled => {
                 if let Some(pid) = worker(world).await {

@@ -92,16 +92,16 @@ async fn every_call_is_accounted_for_whatever_befalls_the_system() {
         tokio::time::sleep(Duration::from_millis(300 + random.below(1_500))).await;
         flatness.sample(&world).await;
         let fault = chosen[random.below(chosen.len() as u64) as usize];
-        let at = began.elapsed();
+        let (at, struck) = (began.elapsed(), Instant::now());
         fault.befall(&mut world, &ledger, &mut random).await;
-        let struck = began.elapsed();
+        let (took, back) = (struck.elapsed(), Instant::now());
         world.recovered().await;
         println!(
             "{:7.1} s  {:18} {:5.1} s, recovered after {:4.1} s",
             at.as_secs_f64(),
             format!("{fault:?}"),
-            (struck - at).as_secs_f64(),
-            (began.elapsed() - struck).as_secs_f64()
+            took.as_secs_f64(),
+            back.elapsed().as_secs_f64()
         );
         befallen.push(fault);
     }

@@ -7,7 +7,7 @@ use ext_registry_tests::{Bridge, Nats, Postgres, Services, Session, eventually, 
 
 /// The database.
 pub const DATABASE: &str = "app";
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// See the module.
 pub struct World {
@@ -98,11 +98,15 @@ impl World {
             })
             .await;
         }
-        let session = self.session().await;
-        let alive = "select worker_alive::text from ext_registry_status()";
-        eventually(SOON, async || match session.one(alive, &[]).await.as_str() {
-            "true" => Ok(()),
-            _ => Err(self.cluster.log()),
+        let alive = "select worker_alive from ext_registry_status()";
+        eventually(SOON, async || {
+            // A backend that was killed may take this session with it.
+            let row = self.session().await.query_one(alive, &[]).await;
+            match row.map(|row| row.get::<_, bool>(0)) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(self.cluster.log()),
+                Err(error) => Err(error.to_string()),
+            }
         })
         .await;
         let control = self.nats[0].connect().await;
