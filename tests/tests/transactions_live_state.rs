@@ -436,7 +436,8 @@ async fn a_transition_is_on_disk_long_before_the_counts_are() {
     cluster.restart(Shutdown::Immediate);
     let session = cluster.connect("app").await;
     assert_eq!(stand(&session).await, is("open", "extension_circuit_open"));
-    assert_eq!(session.counts("x").await, (0, 5), "saved together with its state");
+    // Counts belong to the batches of reports that are written with them: a bridge that sends those again has them counted once.
+    assert_eq!(session.counts("x").await, (0, 0), "they wait for the interval");
     // A clean stop writes down what there is, however long the interval.
     session.call("y", &json!({}), "success", 7).await;
     let before = session.counts("y").await;

@@ -371,7 +371,10 @@ impl Registry {
         }
         for row in &health {
             let id: &str = row.get(0);
-            let state: &str = row.get(1);
+            // An extension that is deleted while it is read has none.
+            let Some(state) = row.get::<_, Option<&str>>(1) else {
+                continue;
+            };
             let value = match state {
                 "open" => 2,
                 "half_open" => 1,

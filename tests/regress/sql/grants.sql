@@ -117,6 +117,9 @@ insert into attempts (statement) values
     ('select * from ext_repair()'),
     ('select ext_grant(''regress_public'', ''admin'')'),
     ('select ext_revoke(''regress_admin'', ''admin'')'),
+    ('insert into extension_audit_log (extension_id, action, changed_by) values (''a'', ''create'', ''somebody'')'),
+    ('truncate extension_audit_log'),
+    ('alter table extensions disable trigger audit'),
     ('update extension_audit_log set action = ''create'''),
     ('delete from extension_audit_log'),
     ('select ext_invoke(''a'', ''{}'')'),
@@ -152,5 +155,22 @@ revoke select on extensions from regress_bridge;
 select _ext_apply_grants();
 set constraints all immediate;
 select pg_temp.attempt('regress_bridge', 'select from extensions') as again;
+
+-- Row security that a DBA adds limits what tables and functions show; views show all, and decisions read all.
+create role regress_reader;
+select ext_grant('regress_reader', 'viewer');
+insert into extensions (id, type, subject, metadata)
+values ('mine', 'pre', 's', '{"team": "blue"}'), ('theirs', 'pre', 's', '{"team": "red"}');
+alter table extensions enable row level security;
+create policy blue on extensions for select to regress_reader using (metadata ->> 'team' = 'blue');
+set local role regress_reader;
+select id from extensions order by id;
+select id from ext_lookup('mine') union all select id from ext_lookup('theirs');
+select extension_id from extension_health order by 1;
+select extension from ext_top order by 1;
+set local role regress_bridge;
+select id from extensions;
+select extension_id, allowed from ext_select('mine') union all select extension_id, allowed from ext_select('theirs');
+reset role;
 
 rollback;

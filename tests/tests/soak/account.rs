@@ -284,7 +284,7 @@ impl Flatness {
     fn rows(&self) -> [(&'static str, i64, i64, i64); 3] {
         let row = |what, of: fn(&Sample) -> i64, more| (what, self.quarter(2, of), self.quarter(4, of), more);
         [
-            row("memory of a bridge, kB", |sample| sample.memory_kb, 4 * 1024),
+            row("memory of a bridge, kB", |sample| sample.memory_kb, 8 * 1024),
             row("its open files", |sample| sample.files, 4),
             row("connections of bridges", |sample| sample.connections, 2),
         ]
