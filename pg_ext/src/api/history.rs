@@ -133,10 +133,13 @@ const REPEATED: &str = "repeated";
 
 /// Where an entry is to be counted.
 struct Place {
-    /// The names it has in the history: version and instance, '' for none.
-    names: (String, String),
+    /// What it is called in the history.
+    names: Names,
     slot: Option<&'static Slot>,
 }
+
+/// Version and instance, '' for none.
+type Names = (String, String);
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -148,7 +151,7 @@ impl Drop for Place {
 
 /// What an entry names, in the words of the history: a version, and an instance if there was one. Each is pinned if it is registered; one
 /// that has gone since takes nothing from the other.
-fn places(image: Option<&Image>, entry: &Entry) -> Vec<Result<Place, (String, String)>> {
+fn places(image: Option<&Image>, entry: &Entry) -> Vec<Result<Place, Names>> {
     let shared = shmem::get();
     let name = |name: &Option<String>| name.clone().unwrap_or_default();
     let version = image.and_then(|image| {
@@ -207,7 +210,7 @@ crate::pg_function! {
         registry::announce();
         let now_us = clock::now_us();
         // Looked up before anything is counted: a look-up may raise an error, counting may not.
-        let entries: Vec<(&Entry, Vec<Result<Place, (String, String)>>)> = gathered
+        let entries: Vec<(&Entry, Vec<Result<Place, Names>>)> = gathered
             .targets
             .iter()
             .map(|entry| {
@@ -239,7 +242,7 @@ crate::pg_function! {
             known.seen_us.store(now_us, Relaxed);
         }
         for ((entry, places), statuses) in entries.iter().zip(statuses) {
-            let row = |status: &str, names: &(String, String)| {
+            let row = |status: &str, names: &Names| {
                 let mut values: Vec<Value> = vec![
                     status.into_datum(),
                     TimestampWithTimeZone::try_from(clock::to_timestamp(entry.minute * 60_000_000)).ok().and_then(IntoDatum::into_datum),
