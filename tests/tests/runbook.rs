@@ -38,6 +38,13 @@ fn setup(state: &str) -> String {
         ),
         "missing" => "delete from extensions where id = 'normalize_text';".to_owned(),
         "rolled out" => format!("{calm} {v2}"),
+        // Calls of both, of which the newer one fails more often.
+        "two versions" => format!(
+            "{calm} {v2} update extension_versions set routing_rules = '{{}}', rollout_percent = 50 where version = 'v2';
+            select ext_report('normalize_text', 'success', 10 + n % 5, 'v1') from generate_series(1, 205) n;
+            select ext_report('normalize_text', case when n % 20 = 0 then 'error' else 'success' end, 12 + n % 5, 'v2')
+            from generate_series(1, 240) n;"
+        ),
         "instances" => format!("{calm} {instances}"),
         other => panic!("the runbook names the state {other:?}, which nobody knows"),
     }

@@ -65,13 +65,15 @@ impl Inbox {
         text
     }
 
-    /// The attempt that a reply subject names, whichever connection it went by; `None` for anything this loop did not write.
+    /// The attempt that a reply subject names, whichever connection so far it went by; `None` for anything this loop did not write.
     pub fn token(&self, subject: &str) -> Option<AttemptToken> {
         let (connection, digits) = subject.strip_prefix(self.prefix.as_str())?.split_once('.')?;
-        if !connection.bytes().all(|b| b.is_ascii_digit()) {
+        let number: u32 = connection.parse().ok()?;
+        if number > self.connection || Digits::of(u64::from(number)).as_str() != connection {
             return None;
         }
-        if digits.len() != DIGITS || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        let is_written = |digit: u8| matches!(digit, b'0'..=b'9' | b'a'..=b'f');
+        if digits.len() != DIGITS || !digits.bytes().all(is_written) {
             return None;
         }
         let packed = u64::from_str_radix(digits, 16).ok()?;
@@ -98,9 +100,10 @@ mod tests {
                 attempt,
             };
             assert_eq!(inbox.token(&inbox.subject(token)), Some(token));
-            // By another connection, too; but under a subject that the first does not receive.
+            // By a former connection, too; but under a subject that the present one does not receive.
             let next = inbox.next();
-            assert_eq!(inbox.token(&next.subject(token)), Some(token));
+            assert_eq!(next.token(&inbox.subject(token)), Some(token));
+            assert_eq!(inbox.token(&next.subject(token)), None, "a connection to come");
             assert_ne!(inbox.subject(token), next.subject(token));
             assert_ne!(inbox.wildcard(), next.wildcard());
         }
@@ -117,6 +120,9 @@ mod tests {
             "_INBOX.abd.0.0000000000000000",
             "_INBOX.abc.0.+000000000000000",
             "_INBOX.abc.x.0000000000000000",
+            "_INBOX.abc..0000000000000000",
+            "_INBOX.abc.00.0000000000000000",
+            "_INBOX.abc.0.000000000000000A",
         ] {
             assert_eq!(inbox.token(subject), None, "{subject}");
         }
