@@ -211,3 +211,42 @@ fn a_reader_that_goes_is_no_error() {
         String::from_utf8_lossy(&output.stderr)
     );
 }
+
+/// What can be said without a container: they copy what `make deb` makes and what is in the repository, and set what there is.
+#[test]
+fn the_files_for_containers_name_what_is_there() {
+    let folder = places::root().join("docker");
+    let read =
+        |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let packager = std::fs::read_to_string(places::root().join("scripts/deb.sh")).expect("scripts/deb.sh");
+    let mut copied = 0;
+    for dockerfile in ["Dockerfile.postgres", "Dockerfile.bridge"] {
+        for source in read(dockerfile).lines().filter_map(|line| line.strip_prefix("COPY ")) {
+            let source = source.split(' ').next().expect("a source");
+            let is_there = match source.strip_prefix("target/deb/") {
+                Some("postgresql-${PG_MAJOR}-ext-registry_*.deb") => {
+                    packager.contains("postgresql-$major-ext-registry")
+                }
+                Some("ext-bridge_*.deb") => packager.contains("\"$stage\" ext-bridge "),
+                Some(_) => false,
+                None => places::root().join(source).is_file(),
+            };
+            assert!(is_there, "{dockerfile}: {source}");
+            copied += 1;
+        }
+    }
+    assert_eq!(copied, 3);
+    let variables: BTreeSet<String> = flags()
+        .iter()
+        .map(|flag| format!("EXT_BRIDGE_{}", flag.to_uppercase().replace('-', "_")))
+        .collect();
+    let all = read("Dockerfile.bridge") + &read("compose.yml");
+    let mut set = 0;
+    for word in all.split(|c: char| c != '_' && !c.is_ascii_alphanumeric()) {
+        if word.starts_with("EXT_BRIDGE_") {
+            assert!(variables.contains(word), "{word}");
+            set += 1;
+        }
+    }
+    assert_eq!(set, 6);
+}
