@@ -18,13 +18,13 @@ async fn health(session: &Session) -> Vec<String> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-/// Waits until so many successes, and as many transitions, are on disk.
-async fn written(session: &Session, successes: &str, transitions: &str) {
-    let sql = "select (select coalesce(sum(success), 0) from extension_metrics where instance_id = '') || ' '
+/// Waits until so many outcomes, and so many transitions, are on disk.
+async fn written(session: &Session, outcomes: &str, transitions: &str) {
+    let sql = "select (select coalesce(sum(success + error), 0) from extension_metrics where instance_id = '') || ' '
                    || (select count(*) from extension_breaker_events)";
     eventually(SOON, async || {
         let now = session.one(sql, &[]).await;
-        if now == format!("{successes} {transitions}") {
+        if now == format!("{outcomes} {transitions}") {
             Ok(())
         } else {
             Err(now)
@@ -50,7 +50,7 @@ async fn a_registry_is_recovered_to_the_moment_before_a_mistake() {
     session.run("update extensions set timeout_ms = timeout_ms + 1").await;
     session.call("mask_pii", &json!({}), "success", 30).await;
     assert_eq!(session.call("pii_guard", &json!({}), "error", 9).await, 5);
-    written(&session, "50", "1").await;
+    written(&session, "55", "1").await;
     let (before, health_before) = (whole::state(&cluster, DATABASE, ROLE), health(&session).await);
     let point = "select pg_create_restore_point('before the mistake')::text";
     session.one(point, &[]).await;
@@ -58,7 +58,7 @@ async fn a_registry_is_recovered_to_the_moment_before_a_mistake() {
     // The mistake; and calls after it, which the recovered registry has not seen.
     session.run("delete from extensions where id <> 'mask_pii'").await;
     session.call("mask_pii", &json!({}), "success", 7).await;
-    written(&session, "57", "1").await;
+    written(&session, "62", "1").await;
     let last = session.one("select pg_walfile_name(pg_switch_wal())", &[]).await;
     let archived = "select last_archived_wal from pg_stat_archiver";
     eventually(SOON, async || {
@@ -98,7 +98,7 @@ async fn a_registry_is_recovered_to_the_moment_before_a_mistake() {
 
     // It goes on from there.
     session.call("mask_pii", &json!({}), "success", 5).await;
-    written(&session, "55", "1").await;
+    written(&session, "60", "1").await;
     assert_eq!(session.counts("mask_pii").await, (55, 0));
     session
         .run("update extensions set enabled = false where id = 'mask_pii'")
