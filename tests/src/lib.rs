@@ -23,6 +23,7 @@ pub mod micro;
 pub mod nats;
 pub mod pages;
 pub mod places;
+pub mod plot;
 pub mod ports;
 pub mod postgres;
 pub mod process;

@@ -1,11 +1,16 @@
 //! deploy/grafana/extensions.json: every query of every panel is asked of a real Prometheus that scrapes a real bridge under
-//! load, and returns data; so do the queries of its variables. That Prometheus also takes deploy/prometheus/rules.yml.
+//! load, and returns data, now and over time; so do the queries of its variables. That Prometheus also takes
+//! deploy/prometheus/rules.yml.
+//!
+//! `DASHBOARD=accept cargo test -p ext_registry_tests --test dashboard` draws docs/dashboard.md anew, after two minutes of load.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use ext_registry_tests::plot::{self, Line};
 use ext_registry_tests::process::{Directory, Server};
 use ext_registry_tests::{Bridge, Caller, Nats, Postgres, Services, eventually, http, places, ports};
 use nix::sys::signal::Signal;
@@ -43,6 +48,133 @@ fn encoded(text: &str) -> String {
             }
         })
         .collect()
+}
+
+/// The lines of a query over the last so many seconds, named as the panel names them.
+fn lines(address: SocketAddr, query: &str, legend: &str, seconds: u64) -> Vec<Line> {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs();
+    let (query, start) = (encoded(query), now - seconds);
+    let data = ask(
+        address,
+        &format!("/api/v1/query_range?query={query}&start={start}&end={now}&step=1"),
+    );
+    let series = data["result"].as_array().expect("a list of series");
+    let line = |series: &Value| {
+        let mut name = legend.to_owned();
+        for (label, value) in series["metric"].as_object().expect("labels") {
+            // One bridge: where it listens says nothing.
+            let value = if label == "instance" {
+                "bridge"
+            } else {
+                value.as_str().expect("a text")
+            };
+            name = name.replace(&format!("{{{{{label}}}}}"), value);
+        }
+        let points = series["values"].as_array().expect("points").iter().filter_map(|point| {
+            let value: f64 = point[1].as_str()?.parse().ok()?;
+            value.is_finite().then_some((point[0].as_f64()?, value))
+        });
+        (name, points.collect())
+    };
+    series
+        .iter()
+        .map(line)
+        .filter(|(_, points): &Line| !points.is_empty())
+        .collect()
+}
+
+/// The name of a panel's picture.
+fn picture(title: &str) -> String {
+    let letters = title
+        .to_lowercase()
+        .replace(|letter: char| !letter.is_ascii_alphanumeric(), " ");
+    letters.split_whitespace().collect::<Vec<_>>().join("-") + ".svg"
+}
+
+/// docs/dashboard.md: rows, panels, what they show, their pictures.
+fn page(dashboard: &Value) -> String {
+    let mut page = "# Dashboard\n\n[`deploy/grafana/extensions.json`](../deploy/grafana/extensions.json) for Grafana: *Dashboards*, *New*, \
+        *Import*, and choose the Prometheus\nthat scrapes the bridges. What each panel asks, drawn from two minutes of a bridge under \
+        load, with services among them that hang and\nfail, in a real Prometheus; with rates over 15 s, where the dashboard has 5 \
+        minutes. Drawn anew by `DASHBOARD=accept cargo test -p\next_registry_tests --test dashboard`. What the series are: \
+        [metrics.md](metrics.md).\n"
+        .to_owned();
+    for panel in dashboard["panels"].as_array().expect("panels") {
+        let title = panel["title"].as_str().expect("a title");
+        if panel["type"] == "row" {
+            write!(page, "\n## {title}\n").expect("writing to a string");
+        } else {
+            let description = panel["description"].as_str().expect("a description");
+            let picture = picture(title);
+            write!(
+                page,
+                "\n### {title}\n\n{description}\n\n![{title}](dashboard/{picture})\n"
+            )
+            .expect("writing to a string");
+        }
+    }
+    page
+}
+
+/// A picture for each panel.
+fn draw(address: SocketAddr, dashboard: &Value, seconds: u64) {
+    let folder = places::root().join("docs/dashboard");
+    std::fs::create_dir_all(&folder).expect("docs can be written");
+    for panel in dashboard["panels"].as_array().expect("panels") {
+        let title = panel["title"].as_str().expect("a title");
+        let mut all = Vec::new();
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let query = target["expr"].as_str().expect("a query").replace("$extension", ".*");
+            let legend = target["legendFormat"].as_str().expect("a legend");
+            all.extend(lines(address, &query.replace("[5m]", "[15s]"), legend, seconds));
+        }
+        // Of many, those that show something.
+        if all.len() > 10 {
+            all.retain(|(_, points)| points.iter().any(|(_, value)| *value > 0.0));
+        }
+        if panel["type"] != "row" {
+            let unit = match panel["fieldConfig"]["defaults"]["unit"].as_str() {
+                Some("reqps" | "ops") => "/s",
+                Some("percent") => "%",
+                Some("ms") => "ms",
+                Some("bytes") => "B",
+                Some("percentunit") => "cores",
+                _ => "",
+            };
+            std::fs::write(folder.join(picture(title)), plot::svg(title, unit, &all)).expect("docs can be written");
+        }
+    }
+    std::fs::write(places::root().join("docs/dashboard.md"), page(dashboard)).expect("docs can be written");
+}
+
+#[test]
+fn the_page_shows_every_panel() {
+    let dashboard = dashboard();
+    let written = std::fs::read_to_string(places::root().join("docs/dashboard.md")).expect("docs/dashboard.md");
+    assert_eq!(written, page(&dashboard), "draw it anew, see the head of this file");
+    let mut pictures = 0;
+    for line in written.lines().filter_map(|line| line.split_once("](dashboard/")) {
+        let file = places::root().join("docs/dashboard").join(line.1.trim_end_matches(')'));
+        let picture = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        // Two are the axes.
+        assert!(
+            picture.matches("<polyline").count() > 2,
+            "{} shows no line",
+            file.display()
+        );
+        pictures += 1;
+    }
+    let there = std::fs::read_dir(places::root().join("docs/dashboard"))
+        .expect("pictures")
+        .count();
+    assert_eq!(
+        (pictures > 20, there),
+        (true, pictures),
+        "a picture for each panel, and no other"
+    );
 }
 
 /// What the API answers.
@@ -135,6 +267,19 @@ async fn every_query_of_the_dashboard_returns_data() {
     })
     .await;
 
+    // Over time, too: as panels ask.
+    for (title, query) in &queries {
+        eventually(SOON, async || {
+            let lines = lines(address, query, title, 60);
+            let longest = lines.iter().map(|(_, points)| points.len()).max().unwrap_or(0);
+            if longest >= 2 {
+                Ok(())
+            } else {
+                Err(format!("{title}: {lines:?}"))
+            }
+        })
+        .await;
+    }
     // Whatever a panel falls back to where nothing is amiss: the breaker that has opened is seen.
     let open = queries
         .iter()
@@ -142,6 +287,28 @@ async fn every_query_of_the_dashboard_returns_data() {
         .expect("that panel");
     let data = ask(address, &format!("/api/v1/query?query={}", encoded(&open.1)));
     assert_eq!(data["result"][0]["value"][1], "1", "{data}");
+
+    if std::env::var_os("DASHBOARD").is_some_and(|value| value == "accept") {
+        const SECONDS: u64 = 120;
+        let began = Instant::now();
+        while began.elapsed().as_secs() < SECONDS {
+            let request = json!({"payload": {"text": "x"}, "tenant_id": "t1", "timeout_ms": 10_000});
+            let other = json!({"payload": {"text": "x"}, "tenant_id": "t2", "timeout_ms": 10_000});
+            // The second half has twice the calls, and a service that recovers.
+            let half = began.elapsed().as_secs() * 2 / SECONDS;
+            if half == 1 {
+                services.set("pii_guard.v1.a", "ok").await;
+            }
+            for _ in 0..=half {
+                for id in ["normalize_text", "mask_pii", "breaks", "hangs"] {
+                    tokio::join!(caller.invoke(id, &request), caller.invoke(id, &other));
+                }
+            }
+            caller.invoke("no_such_thing", &request).await;
+            tokio::time::sleep(Duration::from_millis(40)).await;
+        }
+        draw(address, &dashboard, SECONDS);
+    }
 
     for variable in dashboard["templating"]["list"].as_array().expect("variables") {
         let Some(query) = variable["definition"].as_str() else {
