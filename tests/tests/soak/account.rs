@@ -140,8 +140,14 @@ impl Account {
 
         let good = [Answer::Success, Answer::Twice, Answer::Late];
         let all = [&good[..], &[Answer::Error, Answer::Garbage, Answer::None]].concat();
+        let mut came = Vec::new();
         for extension in ["steady", "flaky"] {
-            let came = service.answered(extension, &all);
+            came.push((extension, service.answered(extension, &all)));
+        }
+        for extension in ["normalize_text", "pii_guard", "mask_pii", "test_provider"] {
+            came.push((extension, world.services.served(extension).await as i64));
+        }
+        for (extension, came) in came {
             let counted = history(&session, extension, SENT).await;
             let cancelled = history(&session, extension, CANCELLED).await;
             // An attempt may have been lost on its way: three for each call.
@@ -152,28 +158,18 @@ impl Account {
                 uncounted + cancelled,
                 3 * nats * IN_FLIGHT,
             );
+        }
+        for extension in ["steady", "flaky"] {
             for (column, answers) in [
                 ("success", &good[..]),
                 ("error", &[Answer::Error]),
                 ("invalid_response", &[Answer::Garbage]),
             ] {
-                let done = service.answered(extension, answers);
                 // Each of them may have come too late, and be a timeout.
+                let done = service.answered(extension, answers);
                 let counted = history(&session, extension, column).await;
                 line(&format!("{extension}: {column}, none twice"), done, counted, done, 0);
             }
-        }
-        for extension in ["normalize_text", "pii_guard", "mask_pii", "test_provider"] {
-            let served = world.services.served(extension).await as i64;
-            let counted = history(&session, extension, SENT).await;
-            let cancelled = history(&session, extension, CANCELLED).await;
-            line(
-                &format!("{extension}: attempts"),
-                served,
-                counted,
-                uncounted + cancelled,
-                3 * nats * IN_FLIGHT,
-            );
         }
         let (least, most) = ledger.bounds();
         let counted = history(&session, "sql", "success").await;
