@@ -113,6 +113,6 @@ async fn every_call_is_accounted_for_whatever_befalls_the_system() {
     let account = Account::take(&mut world, &service, &ledger, &callers, &befallen).await;
     println!("\n{account}\n\n{flatness}");
     account.settle();
-    flatness.settle();
+    flatness.settle(Duration::from_secs(seconds));
     world.is_unharmed();
 }
