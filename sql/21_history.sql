@@ -22,12 +22,16 @@ create table @extschema@.extension_audit_log (
 select pg_extension_config_dump('@extschema@.extension_audit_log', '');
 
 create index extension_audit_log_extension_id_idx on @extschema@.extension_audit_log (extension_id, changed_at);
+-- Few rows: renames, by the id that was given up.
+create index extension_audit_log_renamed_idx
+on @extschema@.extension_audit_log (coalesce(old_values ->> 'extension_id', old_values ->> 'id'))
+where coalesce(old_values ->> 'extension_id', old_values ->> 'id') <> extension_id;
 create index extension_audit_log_changed_at_idx on @extschema@.extension_audit_log (changed_at);
 
 comment on table @extschema@.extension_audit_log is
     'Every change of the registry, kept for ever and after the deletion of the extension. An entry for a rename stands under the new id, the old one is in old_values.';
 comment on column @extschema@.extension_audit_log.id is 'Identity of the entry.';
-comment on column @extschema@.extension_audit_log.extension_id is 'The extension.';
+comment on column @extschema@.extension_audit_log.extension_id is 'The extension; empty for a policy, which is named in old_values and new_values.';
 comment on column @extschema@.extension_audit_log.action is
     'create, update or delete of a row; enable or disable where nothing but enabled has changed.';
 comment on column @extschema@.extension_audit_log.old_values is 'The row before, NULL for create.';

@@ -48,14 +48,14 @@ begin
         (extension_id, action, old_values, new_values, changed_by, changed_at, table_name, changed_role,
             application_name, transaction_id)
     values
-        (coalesce(new_row, old_row) ->> key_column, action, old_row, new_row, session_user, clock_timestamp(),
+        (coalesce(coalesce(new_row, old_row) ->> key_column, ''), action, old_row, new_row, session_user, clock_timestamp(),
             tg_table_name, outer_role, current_setting('application_name'), pg_current_xact_id());
     return null;
 end;
 $$;
 
 comment on function @extschema@._ext_audit() is
-    'Trigger: writes the change of a row into extension_audit_log; the argument names the column with the extension''s id.';
+    'Trigger: writes the change of a row into extension_audit_log; the argument names the column with the extension''s id, if there is one.';
 
 create function @extschema@._ext_audit_truncate() returns trigger
 language plpgsql
@@ -71,11 +71,11 @@ begin
             insert into @extschema@.extension_audit_log
                 (extension_id, action, old_values, changed_by, changed_at, table_name, changed_role, application_name,
                     transaction_id)
-            select t.%1$I, 'delete', to_jsonb(t), session_user, clock_timestamp(), $1, $2,
+            select %1$s, 'delete', to_jsonb(t), session_user, clock_timestamp(), $1, $2,
                 current_setting('application_name'), pg_current_xact_id()
             from %2$I.%3$I t
         $insert$,
-        key_column, tg_table_schema, tg_table_name)
+        coalesce(format('t.%I', key_column), quote_literal('')), tg_table_schema, tg_table_name)
     using tg_table_name, outer_role;
     return null;
 end;
@@ -92,6 +92,8 @@ create trigger audit after insert or update or delete on @extschema@.extension_i
     for each row execute function @extschema@._ext_audit('extension_id');
 create trigger audit after insert or update or delete on @extschema@.extension_health_settings
     for each row execute function @extschema@._ext_audit('extension_id');
+create trigger audit after insert or update or delete on @extschema@.extension_policies
+    for each row execute function @extschema@._ext_audit();
 
 create trigger audit_truncate before truncate on @extschema@.extensions
     for each statement execute function @extschema@._ext_audit_truncate('id');
@@ -101,3 +103,5 @@ create trigger audit_truncate before truncate on @extschema@.extension_instances
     for each statement execute function @extschema@._ext_audit_truncate('extension_id');
 create trigger audit_truncate before truncate on @extschema@.extension_health_settings
     for each statement execute function @extschema@._ext_audit_truncate('extension_id');
+create trigger audit_truncate before truncate on @extschema@.extension_policies
+    for each statement execute function @extschema@._ext_audit_truncate();

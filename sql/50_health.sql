@@ -15,6 +15,20 @@ as 'MODULE_PATHNAME', '_ext_live_versions';
 comment on function @extschema@._ext_live_versions(text) is
     'Live state of an extension''s versions, the one that the row of extensions is included.';
 
+create function @extschema@._ext_shortfalls(
+    id text,
+    out version text,
+    out never_key text,
+    out gets_percent double precision,
+    out taken_by text,
+    out taken_percent double precision
+) returns setof record
+language c volatile strict parallel safe rows 1
+as 'MODULE_PATHNAME', '_ext_shortfalls';
+
+comment on function @extschema@._ext_shortfalls(text) is
+    'Versions that fewer requests reach than rollout_percent says: the key of their rules that no value satisfies, or the share they get and the version with the same rules that takes most of the rest.';
+
 create function @extschema@._ext_live_instance(extension_id text, instance_id text) returns @extschema@._ext_live_instance
 language c volatile strict parallel safe
 as 'MODULE_PATHNAME', '_ext_live_instance';

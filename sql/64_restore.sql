@@ -10,6 +10,8 @@ select
         when 'extension_versions' then 'version ' || (coalesce(a.new_values, a.old_values) ->> 'version')
         when 'extension_instances' then 'instance ' || (coalesce(a.new_values, a.old_values) ->> 'instance_id')
         when 'extension_health_settings' then 'settings'
+        when 'extension_policies' then concat_ws('/', 'policy ' || (coalesce(a.new_values, a.old_values) ->> 'tenant_id'),
+            coalesce(a.new_values, a.old_values) ->> 'policy_id')
         else a.table_name
     end as what,
     case when a.old_values is not null and a.new_values is not null then (
@@ -31,9 +33,9 @@ from @extschema@.extension_audit_log a;
 comment on view @extschema@.extension_changes is
     'extension_audit_log as one reads it: what was changed, from what to what, by whom. Order it by changed_at.';
 comment on column @extschema@.extension_changes.changed_at is 'When, by the clock.';
-comment on column @extschema@.extension_changes.extension_id is 'The extension; after a rename the new id.';
+comment on column @extschema@.extension_changes.extension_id is 'The extension; after a rename the new id; empty for a policy.';
 comment on column @extschema@.extension_changes.action is 'create, update, delete, enable or disable.';
-comment on column @extschema@.extension_changes.what is 'The extension itself, one of its versions or instances, or its settings.';
+comment on column @extschema@.extension_changes.what is 'The extension itself, one of its versions or instances, its settings, or a policy.';
 comment on column @extschema@.extension_changes.changes is 'Column: old -> new, for updates.';
 comment on column @extschema@.extension_changes.changed_by is 'The session user.';
 comment on column @extschema@.extension_changes.as_role is 'The role set by SET ROLE, if another.';
@@ -56,7 +58,11 @@ begin
                     case when a.old_values ->> %1$L = $1 then a.old_values end as was,
                     case when a.new_values ->> %1$L = $1 then a.new_values end as became
                 from @extschema@.extension_audit_log a
-                where a.table_name = $3 and (a.extension_id = $1 or a.old_values ->> %1$L = $1)
+                where a.table_name = $3
+                    and (a.extension_id = $1
+                        -- As extension_audit_log_renamed_idx has it.
+                        or (coalesce(a.old_values ->> 'extension_id', a.old_values ->> 'id') = $1
+                            and coalesce(a.old_values ->> 'extension_id', a.old_values ->> 'id') <> a.extension_id))
             ),
             keyed as (
                 select coalesce(e.became, e.was) ->> %2$L as key, e.changed_at, e.was, e.became from entry e

@@ -53,6 +53,8 @@ as $$
             ('@extschema@.extension_health_settings', 'fill'),
             ('@extschema@.extension_breaker_resets', '!invalidate'),
             ('@extschema@.extension_breaker_resets', '!invalidate_truncate'),
+            ('@extschema@.extension_policies', 'audit'),
+            ('@extschema@.extension_policies', 'audit_truncate'),
             ('@extschema@.extension_policies', 'fill'),
             ('@extschema@.extension_health', 'measured'),
             ('@extschema@.extension_health', 'update_settings'),

@@ -21,6 +21,13 @@ as $$
         left join @extschema@.extension_versions v on v.id = e.id and v.version = l.version
         where e.enabled and coalesce(v.enabled, true)
     ),
+    shortfalls as (
+        select s.id, s.version, trim_scale(s.rollout_percent) as rollout_percent, f.never_key, f.gets_percent::numeric,
+            f.taken_by, f.taken_percent::numeric
+        from served s
+        join @extschema@._ext_shortfalls(s.id) f on f.version = s.version
+        where s.has_row
+    ),
     health as (
         select h.*, (select max(s.window_requests) from served s where s.id = h.extension_id) as window_requests
         from @extschema@.extension_health h
@@ -59,7 +66,7 @@ as $$
         from served s
         join health h on h.extension_id = s.id
         where s.has_row and s.version <> s.own and s.rollout_percent > 0 and s.outcomes = 0
-            and not jsonb_path_exists(s.routing_rules, '$.* ? (@.type() == "array" && @.size() == 0)')
+            and not exists (select from shortfalls f where f.id = s.id and f.version = s.version)
             and h.success_count + h.failure_count >= 100
         union all
         select 4, 'warning', i.id, 'instance ' || i.instance_id,
@@ -72,12 +79,25 @@ as $$
         from instances i
         where i.enabled and not i.draining and i.outcomes = 0 and i.all_outcomes >= 100
         union all
-        select 5, 'warning', s.id, 'version ' || s.version,
-            format('its rule for %s lists no value: no request can reach it', to_json(left(r.key, 100))),
-            format('update extension_versions set enabled = false where id = %L and version = %L;', s.id, s.version)
-        from served s
-        cross join lateral jsonb_each(s.routing_rules) r
-        where s.has_row and s.version <> s.own and r.value = '[]'
+        select 5, 'warning', f.id, 'version ' || f.version,
+            format('its rule for %s holds for no value: no request can reach it', to_json(left(f.never_key, 100))),
+            format('update extension_versions set enabled = false where id = %L and version = %L;', f.id, f.version)
+        from shortfalls f
+        where f.never_key is not null
+        union all
+        select 5, 'warning', f.id, 'version ' || f.version,
+            format('it gets %s of its %s %%: version %s has the same rules and takes %s %% first',
+                f.gets_percent, f.rollout_percent, f.taken_by, f.taken_percent),
+            case
+                when f.taken_percent > f.rollout_percent - f.gets_percent then
+                    format('update extension_versions set rollout_percent = %s where id = %L and version = %L;',
+                        f.taken_percent - (f.rollout_percent - f.gets_percent), f.id, f.taken_by)
+                else
+                    format('update extension_versions set rollout_percent = %s where id = %L and version = %L;',
+                        f.gets_percent, f.id, f.version)
+            end
+        from shortfalls f
+        where f.taken_by is not null
         union all
         select 6, 'warning', s.id, 'version ' || s.version,
             format('the 99th percentile is %s ms, a call may take %s: the slowest are cut off',

@@ -89,6 +89,7 @@ as $$
             ('viewer', 'execute', 'function', '_ext_epoch'),
             ('viewer', 'execute', 'function', '_ext_live_extension'),
             ('viewer', 'execute', 'function', '_ext_live_versions'),
+            ('viewer', 'execute', 'function', '_ext_shortfalls'),
             ('viewer', 'execute', 'function', '_ext_live_instance'),
             ('viewer', 'execute', 'function', '_ext_merged_latency'),
             ('viewer', 'execute', 'function', '_ext_status'),

@@ -87,6 +87,8 @@ pub struct Metrics {
     pub batch_failures: IntCounterVec,
     /// Outcomes that wait to be reported or to be flushed.
     pub reports_pending: IntGaugeVec,
+    /// Those of them that a kill takes along.
+    pub reports_gathered: IntGaugeVec,
     /// Outcomes that could not be kept.
     pub reports_lost: IntCounter,
     spans: IntCounterVec,
@@ -281,6 +283,11 @@ impl Metrics {
             reports_pending: b.gauges(
                 "ext_bridge_reports_pending",
                 "Outcomes not yet applied or not yet flushed by Postgres",
+                &["loop"],
+            ),
+            reports_gathered: b.gauges(
+                "ext_bridge_reports_gathered",
+                "Of the pending ones those gathered without Postgres or its tickets, in memory only: a kill loses them",
                 &["loop"],
             ),
             reports_lost: b.counter(

@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 use std::sync::OnceLock;
 
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::balance::Schedule;
 use crate::breaker::Settings;
@@ -72,6 +72,8 @@ pub struct Version {
     pub enabled: bool,
     /// Which requests it serves; an error never matches.
     pub rules: Result<RuleSet, RuleError>,
+    /// A hash of its rules as they are written: equal for equal ones.
+    pub rules_print: u64,
     /// Its share in hundredths of a percent.
     pub rollout: u32,
     /// The context key its share sticks to.
@@ -136,9 +138,16 @@ impl Version {
         (u64::from(self.timeout_ms) * attempts + backoff_ms + backoff_ms / 10 + 1000) * 1000
     }
 
-    /// Whether no request can reach it: disabled, an empty list in its rules, or a share of nothing.
+    /// Whether its rules match no request at all.
+    pub fn never_matches(&self) -> bool {
+        self.rules
+            .as_ref()
+            .map_or(true, |rules| rules.never_matches().is_some())
+    }
+
+    /// Whether no request can reach it: disabled, rules that nothing satisfies, or a share of nothing.
     pub fn serves_nobody(&self) -> bool {
-        !self.enabled || self.rollout == 0 || self.rules.as_ref().map_or(true, RuleSet::never_matches)
+        !self.enabled || self.rollout == 0 || self.never_matches()
     }
 }
 
@@ -198,6 +207,7 @@ impl Compiled {
             config: row.config,
             enabled: namesake.is_none_or(|place| row.versions[place].enabled),
             rules: Ok(RuleSet::default()),
+            rules_print: 0,
             rollout: 10_000,
             rollout_key: None,
             settings: namesake.map_or(row.settings, |place| row.versions[place].overrides.over(row.settings)),
@@ -294,6 +304,7 @@ impl Version {
             retry: row.retry,
             config: row.config,
             enabled: row.enabled,
+            rules_print: xxh3_64(&row.rules_text),
             rules: row.rules,
             rollout: row.rollout.min(10_000),
             rollout_key: row.rollout_key.map(Into::into),

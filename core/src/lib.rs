@@ -32,6 +32,7 @@ pub mod operators;
 pub mod outcome;
 pub mod policy;
 pub mod preview;
+pub mod reach;
 pub mod rendezvous;
 pub mod rules;
 pub mod scalars;

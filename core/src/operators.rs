@@ -62,7 +62,53 @@ pub(crate) fn parse(key: &str, object: &Map<String, Json>) -> Result<Box<[Operat
         .collect()
 }
 
+/// Whether no value at all can satisfy all of these, as far as lists, types and bounds tell.
+pub(crate) fn contradict(operators: &[Operator]) -> bool {
+    let all_hold = |value: &Value<'_>| operators.iter().all(|operator| operator.holds(value));
+    for operator in operators {
+        match operator {
+            Operator::In(scalars) => return !scalars.any(all_hold),
+            Operator::Exists(false) => return !all_hold(&Value::Null),
+            _ => {}
+        }
+    }
+    let numbers = operators.iter().any(Operator::wants_a_number);
+    let strings = operators.iter().any(Operator::wants_a_string);
+    numbers && strings
+        || operators
+            .iter()
+            .any(|lower| operators.iter().any(|upper| lower.lies_above(upper)))
+}
+
 impl Operator {
+    fn wants_a_number(&self) -> bool {
+        matches!(self, Self::Compare(_, Operand::Number(_)))
+    }
+
+    fn wants_a_string(&self) -> bool {
+        matches!(
+            self,
+            Self::Prefix(_) | Self::Suffix(_) | Self::Regex(_) | Self::Semver(_) | Self::Compare(_, Operand::Text(_))
+        )
+    }
+
+    /// Whether a lower bound leaves nothing beneath an upper one.
+    fn lies_above(&self, other: &Self) -> bool {
+        let (Self::Compare(lower, low), Self::Compare(upper, high)) = (self, other) else {
+            return false;
+        };
+        if !matches!(lower, Comparison::Gt | Comparison::Gte) || !matches!(upper, Comparison::Lt | Comparison::Lte) {
+            return false;
+        }
+        let order = match (low, high) {
+            (Operand::Number(low), Operand::Number(high)) => low.cmp(high),
+            (Operand::Text(low), Operand::Text(high)) => low.cmp(high),
+            _ => return false,
+        };
+        let both_include = matches!((lower, upper), (Comparison::Gte, Comparison::Lte));
+        order == Ordering::Greater || order == Ordering::Equal && !both_include
+    }
+
     fn parse(key: &str, name: &str, operand: &Json) -> Result<Self, RuleError> {
         let wrong = |expected: &str, hint| {
             RuleError::new(
@@ -194,6 +240,7 @@ fn lenient_version(text: &str) -> Option<Version> {
 #[allow(clippy::needless_pass_by_value, reason = "json!(..) reads better than &json!(..)")]
 mod tests {
     use crate::rules::RuleSet;
+    use proptest::prelude::*;
     use serde_json::{Value as Json, json};
 
     fn holds(operators: Json, value: Json) -> bool {
@@ -224,6 +271,47 @@ mod tests {
         ] {
             assert!(holds(operators.clone(), yes.clone()), "{operators} {yes}");
             assert!(!holds(operators.clone(), no.clone()), "{operators} {no}");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_seen() {
+        for (operators, never) in [
+            (json!({"in": []}), true),
+            (json!({"in": ["a", 1], "not_in": [1, "a"]}), true),
+            (json!({"in": ["a", "b"], "ne": "a"}), false),
+            (json!({"eq": 3, "gt": 3}), true),
+            (json!({"eq": 3, "gte": 3}), false),
+            (json!({"exists": false, "prefix": "a"}), true),
+            (json!({"exists": false, "ne": "a"}), false),
+            (json!({"exists": true, "eq": null}), true),
+            (json!({"gt": 5, "lt": 5.0}), true),
+            (json!({"gte": 5, "lte": 5}), false),
+            (json!({"gt": "b", "lte": "a"}), true),
+            (json!({"gt": 1, "lt": "z"}), true),
+            (json!({"gt": 1, "regex": "^a"}), true),
+            (json!({"prefix": "eu", "suffix": "1"}), false),
+        ] {
+            let rules = RuleSet::parse(&json!({"k": operators})).unwrap();
+            assert_eq!(rules.never_matches().is_some(), never, "{operators}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_contradicts_itself_never_holds(
+            bounds in prop::collection::btree_map("gte?|lte?", 0..4i32, 1..4),
+            list in prop::option::of(prop::collection::vec(0..4i32, 0..3)),
+            without in prop::collection::vec(0..4i32, 0..3),
+            value in 0..4i32,
+        ) {
+            let mut operators: serde_json::Map<String, Json> = bounds.into_iter().map(|(name, bound)| (name, json!(bound))).collect();
+            operators.insert("not_in".to_owned(), json!(without));
+            if let Some(list) = list {
+                operators.insert("in".to_owned(), json!(list));
+            }
+            let rules = RuleSet::parse(&json!({"k": operators})).unwrap();
+            prop_assert!(rules.never_matches().is_none() || !holds(Json::Object(operators), json!(value)));
         }
     }
 

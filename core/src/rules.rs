@@ -98,11 +98,14 @@ impl RuleSet {
             })
     }
 
-    /// Whether no request at all can match: some key has an empty list.
-    pub fn never_matches(&self) -> bool {
-        self.conditions
-            .iter()
-            .any(|condition| matches!(condition.test, Test::Never))
+    /// The key, if there is one, that no value satisfies: its list is empty, or its operators contradict each other.
+    pub fn never_matches(&self) -> Option<&str> {
+        let never = |condition: &&Condition| match &condition.test {
+            Test::Never => true,
+            Test::Operators(operators) => operators::contradict(operators),
+            Test::Absent | Test::AnyOf(_) => false,
+        };
+        self.conditions.iter().find(never).map(|condition| &*condition.key)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The scalars of routing rules, looked up by value, and the error for a rule that may not enter the registry.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use serde_json::Value as Json;
@@ -100,6 +101,19 @@ impl Scalars {
 }
 
 impl Scalars {
+    /// Whether one of them is like this.
+    pub(crate) fn any(&self, mut is_so: impl FnMut(&Value<'_>) -> bool) -> bool {
+        let mut strings = self.few.iter().chain(&self.many);
+        let mut booleans = [false, true].into_iter().filter(|b| self.booleans[usize::from(*b)]);
+        strings.any(|s| is_so(&Value::Str(Cow::Borrowed(s))))
+            || booleans.any(|b| is_so(&Value::Bool(b)))
+            || self
+                .numbers
+                .iter()
+                .any(|n| is_so(&Value::Number(Cow::Owned(n.canonical()))))
+            || (self.null && is_so(&Value::Null))
+    }
+
     /// The strings, where there is nothing else.
     pub(crate) fn only_strings(&self) -> Option<impl Iterator<Item = &str>> {
         let others = self.null || self.booleans != [false; 2] || !self.numbers.is_empty();

@@ -97,7 +97,8 @@ fn picture(title: &str) -> String {
 /// docs/dashboard.md: rows, panels, what they show, their pictures.
 fn page(dashboard: &Value) -> String {
     let mut page = "# Dashboard\n\n[`deploy/grafana/extensions.json`](../deploy/grafana/extensions.json) for Grafana: *Dashboards*, *New*, \
-        *Import*, and choose the Prometheus\nthat scrapes the bridges. What each panel asks, drawn from two minutes of a bridge under \
+        *Import*, and choose the Prometheus\nthat scrapes the bridges; or, for machines that are set up by files, \
+        [`deploy/grafana/provisioning`](../deploy/grafana/provisioning).\n\nWhat each panel asks, drawn from two minutes of a bridge under \
         load, with services among them that hang and\nfail, in a real Prometheus; with rates over 15 s, where the dashboard has 5 \
         minutes. Drawn anew by `DASHBOARD=accept cargo test -p\next_registry_tests --test dashboard`. What the series are: \
         [metrics.md](metrics.md).\n"

@@ -180,6 +180,12 @@ async fn a_hundred_thousand_extensions() {
         ("select count(*) from extension_version_health", MANY + 2),
         ("select total::bigint from ext_health_summary()", MANY + 1),
         ("select count(*) from ext_health_all()", MANY + 1),
+        ("select count(*) from ext_top", MANY + 1),
+        ("select count(*) from ext_advice()", 0),
+        (
+            "select count(*) from ext_restore('e77', now()) d where d ->> 'id' = 'e77'",
+            1,
+        ),
         ("select count(*) from ext_lookup_by_type('post')", MANY / 4),
         (
             "select jsonb_array_length(ext_export() -> 'extensions')::bigint",

@@ -8,6 +8,7 @@ use ext_registry_core::ejection::{RAMP_STEPS, Standing};
 use ext_registry_core::fitness::Effects;
 use ext_registry_core::histogram::Counts;
 use ext_registry_core::outcome::{CIRCUIT_OPEN, Outcome};
+use ext_registry_core::reach::Shortfall;
 use ext_registry_core::target::{COUNTERS, Target, minute};
 use pgrx::datum::TimestampWithTimeZone;
 use pgrx::{IntoDatum, pg_sys};
@@ -25,6 +26,10 @@ fn timestamp(registry_us: Option<u64>) -> Value {
 
 fn ms(us: Option<u64>) -> Value {
     nullable(us.map(|us| us as f64 / 1000.0))
+}
+
+fn percent(hundredths: u32) -> Value {
+    (f64::from(hundredths) / 100.0).into_datum()
 }
 
 fn big(n: u64) -> Value {
@@ -211,6 +216,25 @@ crate::pg_function! {
                 timestamp(target.updated_us()),
             ]);
             rows.push(&values);
+        }
+        rows.finish(args)
+    }
+}
+
+crate::pg_function! {
+    /// `_ext_shortfalls(id)`.
+    _ext_shortfalls, pg_finfo__ext_shortfalls, |args| {
+        let rows = tuple::Rows::new(args, registry::row_type(args));
+        let Some(image) = image(args) else { return rows.finish(args) };
+        let versions = &image.compiled.versions;
+        for (place, shortfall) in image.compiled.shortfalls() {
+            let name = (*versions[place].name).into_datum();
+            match shortfall {
+                Shortfall::Never { key } => rows.push(&[name, key.into_datum(), None, None, None]),
+                Shortfall::Share { gets, taken_by, taken } => {
+                    rows.push(&[name, None, percent(gets), (*versions[taken_by].name).into_datum(), percent(taken)]);
+                }
+            }
         }
         rows.finish(args)
     }

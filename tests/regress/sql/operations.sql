@@ -53,12 +53,26 @@ select (select document from _ext_documents where id = 'x') = ext_restore('x', p
 select extension_id, action, what, changes, as_role from extension_changes
 where changed_at > pg_temp.at('before') and changed_at < pg_temp.at('gone') order by changed_at;
 
+-- Policies are in the log, too.
+select pg_temp.mark('policies');
+update extension_policies set document = document - 'post' where (tenant_id, policy_id) = ('t1', 'a');
+update extension_policies set enabled = true where (tenant_id, policy_id) = ('t2', 'b');
+delete from extension_policies where (tenant_id, policy_id) = ('t2', 'b');
+insert into extension_policies (tenant_id, policy_id, document) values ('t3', 'c', '{}');
+truncate extension_policies;
+select extension_id, action, what, changes from extension_changes where changed_at > pg_temp.at('policies') order by changed_at, what;
+
 -- Advice.
 select * from ext_advice();
 update extension_health set breaker_mode = 'forced_open' where extension_id = 'llm';
 update extension_health set circuit_breaker_failure_threshold = null, circuit_breaker_error_rate_threshold = null where extension_id = 'pii';
 update extension_instances set health_status = 'unhealthy', draining = true where extension_id = 'x';
 update extension_versions set routing_rules = '{"tenant_id": []}' where id = 'x';
+insert into extension_versions (id, version, subject, timeout_ms, retry, routing_rules, rollout_percent) values
+    ('unused', 'v2', 's.u', 100, 0, '{"size": {"gt": 10, "lt": 5}}', 100),
+    ('alone', 'v2', 's.a', 100, 0, '{}', 100), ('alone', 'v1.5', 's.a', 100, 0, '{}', 12.5), ('alone', 'v1', 's.a', 100, 0, '{}', 100),
+    ('normalize', 'v3', 's.n', 100, 0, '{"tenant_id": "t1"}', 40), ('normalize', 'v2', 's.n', 100, 0, '{"tenant_id": "t1"}', 40),
+    ('normalize', 'v1', 's.n', 100, 0, '{"tenant_id": "t1"}', 90), ('normalize', 'v4', 's.n', 100, 0, '{"tenant_id": "t2"}', 90);
 select * from ext_advice();
 -- What it says mends it.
 do $$

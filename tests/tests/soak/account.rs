@@ -20,7 +20,7 @@ const WARM: Duration = Duration::from_mins(2);
 const MOST_MEMORY_KB: i64 = 80 * 1024;
 /// Attempts under way at any time.
 const IN_FLIGHT: i64 = 2 * INVOKERS as i64 + ROUTERS as i64;
-/// What a killed bridge takes with it: what is in flight, and two batches of reports.
+/// What a killed bridge takes with it beside what it has gathered: what is in flight, and two batches of reports.
 const BY_BRIDGE: i64 = IN_FLIGHT + 2 * 64;
 
 struct Line {
@@ -104,7 +104,7 @@ impl Account {
 
         let times = |fault: Fault| befallen.iter().filter(|other| **other == fault).count() as i64;
         let (bridges, nats) = (times(Fault::BridgeKilled), times(Fault::NatsKilled));
-        let uncounted = bridges * BY_BRIDGE + nats * IN_FLIGHT;
+        let uncounted = bridges * BY_BRIDGE + world.gathered_by_killed + nats * IN_FLIGHT;
         let mut lines = Vec::new();
         let mut line = |what: &str, done: i64, counted: i64, below: i64, above: i64| {
             lines.push(Line {

@@ -115,13 +115,10 @@ impl Fault {
                 tokio::time::sleep(Duration::from_millis(random.below(1_000))).await;
                 node.start_again();
             }
-            Self::BridgeKilled => {
-                world.bridges[1].kill();
-                world.replace_bridge();
-            }
+            Self::BridgeKilled => world.kill_bridge().await,
             Self::BridgeEnds => {
                 assert!(world.bridges[1].terminate().success());
-                world.replace_bridge();
+                world.replace_bridge().await;
             }
             Self::BridgeHangsUp => world.bridges[random.below(2) as usize].hang_up(),
             Self::ServicesMisbehave => {

@@ -16,8 +16,16 @@ pub struct World {
     /// The first one is never ended: what it holds must not grow. The other may be.
     pub bridges: Vec<Bridge>,
     pub services: Services,
+    /// So many outcomes killed bridges had gathered and not handed over.
+    pub gathered_by_killed: i64,
     images: [Directory; 2],
     logs: String,
+}
+
+/// What a bridge has gathered and not handed over.
+fn gathered(bridge: &Bridge) -> i64 {
+    let series = bridge.scrape();
+    series.by_labels("ext_bridge_reports_gathered").values().sum::<f64>() as i64
 }
 
 impl World {
@@ -51,6 +59,7 @@ impl World {
             nats,
             bridges: Vec::new(),
             services,
+            gathered_by_killed: 0,
             images,
             logs: String::new(),
         };
@@ -67,11 +76,29 @@ impl World {
         Bridge::launch_auto(&self.nats[number], &self.cluster, DATABASE, &flags)
     }
 
-    /// Another bridge in the place of the second, which has ended.
-    pub fn replace_bridge(&mut self) {
+    /// Kills the second bridge; another takes its place.
+    pub async fn kill_bridge(&mut self) {
+        self.gathered_by_killed += gathered(&self.bridges[1]);
+        self.bridges[1].kill();
+        self.replace_bridge().await;
+    }
+
+    /// Another bridge in the place of the second, which has ended. Returns when all that it reported is on disk: nobody would report
+    /// it again if Postgres crashed.
+    pub async fn replace_bridge(&mut self) {
         let next = self.launch(1);
         let former = std::mem::replace(&mut self.bridges[1], next);
         self.logs += &former.log();
+        let session = self.session().await;
+        let since = session.one("select clock_timestamp()::text", &[]).await;
+        // A flush that has begun before would be over by then.
+        let flushed =
+            "select (worker_last_flush > $1::text::timestamptz + interval '1 second')::text from ext_registry_status()";
+        eventually(SOON, async || match session.one(flushed, &[&since]).await.as_str() {
+            "true" => Ok(()),
+            _ => Err(self.cluster.log()),
+        })
+        .await;
     }
 
     /// A superuser's session, as soon as there is one to be had.
@@ -85,15 +112,18 @@ impl World {
         .await
     }
 
-    /// Returns when Postgres decides for both bridges, its worker is there, and the services can be reached.
+    /// Returns when Postgres decides for both bridges and has what they had gathered without it, its worker is there, and the
+    /// services can be reached.
     pub async fn recovered(&self) {
         for bridge in &self.bridges {
             eventually(SOON, async || {
                 let ready = bridge.readyz();
-                if ready["source"] == "database" && ready["reasons"] == serde_json::json!([]) {
-                    Ok(())
-                } else {
-                    Err(format!("{ready}\n{}", bridge.log()))
+                if ready["source"] != "database" || ready["reasons"] != serde_json::json!([]) {
+                    return Err(format!("{ready}\n{}", bridge.log()));
+                }
+                match gathered(bridge) {
+                    0 => Ok(()),
+                    left => Err(format!("{left} gathered outcomes\n{}", bridge.log())),
                 }
             })
             .await;

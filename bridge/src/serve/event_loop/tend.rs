@@ -80,7 +80,12 @@ impl EventLoop {
             .in_flight_bytes_limit
             .with_label_values(labels)
             .set(self.machine.settings.max_bytes as i64);
-        let pending = self.reporter.outcomes() + self.machine.reports_waiting() + self.gatherer.outcomes() as usize;
+        let gathered = self.gatherer.outcomes();
+        self.metrics
+            .reports_gathered
+            .with_label_values(labels)
+            .set(gathered as i64);
+        let pending = self.reporter.outcomes() + self.machine.reports_waiting() + gathered as usize;
         self.metrics
             .reports_pending
             .with_label_values(labels)
