@@ -75,7 +75,7 @@ begin
                 current_setting('application_name'), pg_current_xact_id()
             from %2$I.%3$I t
         $insert$,
-        coalesce(format('t.%I', key_column), quote_literal('')), tg_table_schema, tg_table_name)
+        case when key_column is null then quote_literal('') else format('t.%I', key_column) end, tg_table_schema, tg_table_name)
     using tg_table_name, outer_role;
     return null;
 end;
