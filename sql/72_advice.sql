@@ -10,6 +10,8 @@ returns table (
 )
 language sql volatile parallel safe
 set search_path = pg_catalog, pg_temp
+-- Compiling it would take longer than running it.
+set jit = off
 as $$
     -- Every version that may serve, the one that the row of extensions is included (its row is null then).
     with served as (
@@ -29,9 +31,10 @@ as $$
         where s.has_row
     ),
     health as (
-        select h.*, (select max(s.window_requests) from served s where s.id = h.extension_id) as window_requests
+        select h.*, w.window_requests
         from @extschema@.extension_health h
         join @extschema@.extensions e on e.id = h.extension_id
+        left join (select s.id, max(s.window_requests) as window_requests from served s group by s.id) w on w.id = h.extension_id
         where e.enabled
     ),
     instances as (

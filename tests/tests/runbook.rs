@@ -163,12 +163,12 @@ fn every_short_name_of_psqlrc_runs_and_fits() {
     assert!(names.len() >= 9, "{names:?}");
     let database = in_state("errors");
     database.run("select ext_report('pii_guard', 'timeout', 100) from generate_series(1, 5)");
-    // As long as ids with a namespace are, with an open breaker and some traffic.
-    database.run("update extensions set id = 'beamline.pre.normalize_text' where id = 'normalize_text'");
+    // As long as ids with a name of their owner are, with an open breaker and some traffic.
+    database.run("update extensions set id = 'beamline-pre-normalize_text' where id = 'normalize_text'");
     database.run(
-        "select ext_report('beamline.pre.normalize_text', o, 1234.5, null, i.instance_id)
+        "select ext_report('beamline-pre-normalize_text', o, 1234.5, null, i.instance_id)
          from generate_series(1, 20000) n, unnest(array['success', 'timeout']) o,
-             (select instance_id from extension_instances where extension_id = 'beamline.pre.normalize_text' limit 1) i",
+             (select instance_id from extension_instances where extension_id = 'beamline-pre-normalize_text' limit 1) i",
     );
     for name in names {
         let printed = quietly(&database, &format!("\\i {}\n:{name}\n", rc.display()));
