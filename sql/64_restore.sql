@@ -15,14 +15,25 @@ select
         else a.table_name
     end as what,
     case when a.old_values is not null and a.new_values is not null then (
-        select string_agg(format('%s: %s -> %s', k.name, coalesce(a.old_values ->> k.name, 'null'), coalesce(a.new_values ->> k.name, 'null')),
-            ', ' order by k.name)
+        select string_agg(format('%s: %s -> %s', d.name, coalesce(d.was #>> '{}', 'null'), coalesce(d.became #>> '{}', 'null')),
+            ', ' order by d.name)
         from (
-            select o.key as name from jsonb_each(a.old_values) o
-            union
-            select n.key from jsonb_each(a.new_values) n
+            select coalesce(o.key, n.key) as name, o.value as was, n.value as became,
+                coalesce(jsonb_typeof(o.value) = 'object' and jsonb_typeof(n.value) = 'object', false) as nested
+            from jsonb_each(a.old_values) o
+            full join jsonb_each(a.new_values) n on n.key = o.key
+            where o.value is distinct from n.value
         ) k
-        where a.old_values -> k.name is distinct from a.new_values -> k.name and k.name not in ('updated_at', 'updated_by')
+        -- Of an object before and after, the keys in it that differ.
+        cross join lateral (
+            select k.name, k.was, k.became where not k.nested
+            union all
+            select k.name || '.' || coalesce(o.key, n.key), o.value, n.value
+            from jsonb_each(case when k.nested then k.was end) o
+            full join jsonb_each(case when k.nested then k.became end) n on n.key = o.key
+            where o.value is distinct from n.value
+        ) d
+        where d.name not in ('updated_at', 'updated_by')
     ) end as changes,
     a.changed_by,
     nullif(a.changed_role, a.changed_by) as as_role,
@@ -36,7 +47,7 @@ comment on column @extschema@.extension_changes.changed_at is 'When, by the cloc
 comment on column @extschema@.extension_changes.extension_id is 'The extension; after a rename the new id; empty for a policy.';
 comment on column @extschema@.extension_changes.action is 'create, update, delete, enable or disable.';
 comment on column @extschema@.extension_changes.what is 'The extension itself, one of its versions or instances, its settings, or a policy.';
-comment on column @extschema@.extension_changes.changes is 'Column: old -> new, for updates.';
+comment on column @extschema@.extension_changes.changes is 'Column: old -> new, for updates; of a JSON object the keys that differ, as column.key.';
 comment on column @extschema@.extension_changes.changed_by is 'The session user.';
 comment on column @extschema@.extension_changes.as_role is 'The role set by SET ROLE, if another.';
 comment on column @extschema@.extension_changes.application_name is 'application_name of the session.';

@@ -26,9 +26,9 @@ as $$
     shortfalls as (
         select s.id, s.version, trim_scale(s.rollout_percent) as rollout_percent, f.never_key, f.gets_percent::numeric,
             f.taken_by, f.taken_percent::numeric
-        from served s
-        join @extschema@._ext_shortfalls(s.id) f on f.version = s.version
-        where s.has_row
+        from (select distinct s.id from served s where s.has_row) e
+        cross join lateral @extschema@._ext_shortfalls(e.id) f
+        join served s on s.id = e.id and s.version = f.version and s.has_row
     ),
     health as (
         select h.*, w.window_requests
