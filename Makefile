@@ -22,6 +22,8 @@ PG_MAJOR = $(shell PG_CONFIG=$(PG_CONFIG) scripts/pg-config --major)
 PG_FEATURE = --no-default-features --features pg$(PG_MAJOR)
 # With no right to write into Postgres's own directories, cargo-pgrx asks sudo.
 INSTALL_SUDO = $(shell test -w "$$($(PG_CONFIG_PATH) --pkglibdir)" || echo --sudo)
+# cargo-pgrx prints colours wherever that goes.
+PLAIN = $(shell test -t 2 || echo "2>&1 | sed 's/\x1b\[[0-9;]*m//g'")
 PURE_CRATES = -p ext_registry_core -p ext-bridge -p ext_registry_tests
 # Workspaces of their own.
 BENCH_CRATES = bench/instructions bench/peers
@@ -46,7 +48,7 @@ setup: ## install what is missing (Postgres 15 with headers, libclang, nats-serv
 	@scripts/setup.sh
 
 install: setup ## build the extension and install it into the Postgres of PG_CONFIG
-	$(CARGO) pgrx install --release --package ext_registry --pg-config $(PG_CONFIG_PATH) $(PG_FEATURE) $(INSTALL_SUDO)
+	$(CARGO) pgrx install --release --package ext_registry --pg-config $(PG_CONFIG_PATH) $(PG_FEATURE) $(INSTALL_SUDO) $(PLAIN)
 	$(patsubst --%,%,$(INSTALL_SUDO)) install -m 644 sql/upgrade/*.sql "$$($(PG_CONFIG_PATH) --sharedir)/extension/"
 
 bridge: ## build target/release/ext-bridge
