@@ -24,11 +24,7 @@ done
 
 # --- servers -----------------------------------------------------------------------------------------------------------
 
-# Postgres does not run as root.
-user=
-if ((EUID == 0)); then
-	for user in postgres nobody; do id -u "$user" >/dev/null 2>&1 && break; done
-fi
+user=$(server_user)
 as_user() {
 	if [[ -n $user ]]; then (cd / && setpriv --reuid "$user" --regid "$(id -g "$user")" --clear-groups -- "$@"); else "$@"; fi
 }

@@ -38,3 +38,16 @@ pg_major() {
 	version=$("$1" --version)
 	[[ $version =~ ([0-9]+) ]] && printf '%s\n' "${BASH_REMATCH[1]}"
 }
+
+# Whom Postgres runs as where the caller is root, which it does not run as; nothing otherwise.
+server_user() {
+	local user
+	((EUID == 0)) || return 0
+	for user in postgres nobody; do
+		if id -u "$user" >/dev/null 2>&1; then
+			printf '%s\n' "$user"
+			return
+		fi
+	done
+	die "root needs a user 'postgres' or 'nobody' to run Postgres as"
+}
