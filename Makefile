@@ -104,3 +104,5 @@ fmt: ## format the Rust sources
 
 clean: ## remove everything that was built, the tools of `make setup` under target/ too
 	$(CARGO) clean
+	@# Copies of scripts/postgres, where there are any.
+	@if [[ -w /var/cache/ext_registry ]]; then rm -rf /var/cache/ext_registry; fi
