@@ -1,5 +1,5 @@
 -- What an operator keeps on the screen: one line per extension, for \watch. psqlrc's :top has shorter headings, so that ids of
--- 30 characters fit into 100 columns.
+-- 27 characters fit into 100 columns.
 
 create view @extschema@.ext_top as
 select

@@ -24,7 +24,7 @@ as $$
         where e.enabled and coalesce(v.enabled, true)
     ),
     shortfalls as (
-        select s.id, s.version, trim_scale(s.rollout_percent) as rollout_percent, f.never_key, f.gets_percent::numeric,
+        select s.id, s.own, s.version, trim_scale(s.rollout_percent) as rollout_percent, f.never_key, f.gets_percent::numeric,
             f.taken_by, f.taken_percent::numeric
         from (select distinct s.id from served s where s.has_row) e
         cross join lateral @extschema@._ext_shortfalls(e.id) f
@@ -69,7 +69,7 @@ as $$
         from served s
         join health h on h.extension_id = s.id
         where s.has_row and s.version <> s.own and s.rollout_percent > 0 and s.outcomes = 0
-            and not exists (select from shortfalls f where f.id = s.id and f.version = s.version)
+            and not exists (select from shortfalls f where f.id = s.id and f.version = s.version and coalesce(f.gets_percent, 0) = 0)
             and h.success_count + h.failure_count >= 100
         union all
         select 4, 'warning', i.id, 'instance ' || i.instance_id,
@@ -86,7 +86,8 @@ as $$
             format('its rule for %s holds for no value: no request can reach it', to_json(left(f.never_key, 100))),
             format('update extension_versions set enabled = false where id = %L and version = %L;', f.id, f.version)
         from shortfalls f
-        where f.never_key is not null
+        -- The row of extensions serves under its own name all the same; a disabled row of that name would take that away.
+        where f.never_key is not null and f.version <> f.own
         union all
         select 5, 'warning', f.id, 'version ' || f.version,
             format('it gets %s of its %s %%: version %s has the same rules and takes %s %% first',

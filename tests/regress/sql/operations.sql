@@ -70,6 +70,8 @@ update extension_instances set health_status = 'unhealthy', draining = true wher
 update extension_versions set routing_rules = '{"tenant_id": []}' where id = 'x';
 insert into extension_versions (id, version, subject, timeout_ms, retry, routing_rules, rollout_percent) values
     ('unused', 'v2', 's.u', 100, 0, '{"size": {"gt": 10, "lt": 5}}', 100),
+    -- Of the extension's own name: to disable it would be worse than to leave it.
+    ('pii', 'v1', 's.p', 100, 0, '{"tenant_id": []}', 100),
     ('alone', 'v2', 's.a', 100, 0, '{}', 100), ('alone', 'v1.5', 's.a', 100, 0, '{}', 12.5), ('alone', 'v1', 's.a', 100, 0, '{}', 100),
     ('normalize', 'v3', 's.n', 100, 0, '{"tenant_id": "t1"}', 40), ('normalize', 'v2', 's.n', 100, 0, '{"tenant_id": "t1"}', 40),
     ('normalize', 'v1', 's.n', 100, 0, '{"tenant_id": "t1"}', 90), ('normalize', 'v4', 's.n', 100, 0, '{"tenant_id": "t2"}', 90);
